@@ -1,0 +1,56 @@
+"""`Choice`: how one layer is stored. The planner picks one per layer."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from hetero_infer.spec.errors import InputError
+
+BITWIDTHS = (3, 4, 8, 16)
+DEFAULT_GROUP_SIZE = 64
+
+
+@dataclass(frozen=True, order=True)
+class Choice:
+    """Bits per weight and, below 16, how many weights of an output channel share a scale (`group_size`).
+
+    16 bits means unquantised: the weights live in the device's compute dtype, and `group_size` is 0.
+    """
+
+    bits: int
+    group_size: int = 0
+    activations: str = "float"
+
+    def __post_init__(self) -> None:
+        if self.bits not in BITWIDTHS:
+            raise InputError(f"bits = {self.bits}: choose from {', '.join(map(str, BITWIDTHS))}")
+        if self.activations != "float":
+            raise InputError(f"activations = {self.activations!r}: only 'float' is implemented")
+        if (self.bits == 16) != (self.group_size == 0):
+            raise InputError(f"{self.bits} bits with group_size {self.group_size}: 16 bits has no groups, others do")
+        if self.group_size % 32:
+            raise InputError(f"group_size = {self.group_size}: must be a multiple of 32")
+
+    @property
+    def is_quantised(self) -> bool:
+        return self.bits < 16
+
+    def __str__(self) -> str:
+        return f"{self.bits}g{self.group_size}" if self.is_quantised else "16"
+
+    def to_json(self) -> dict[str, Any]:
+        return {"bits": self.bits, "group_size": self.group_size, "activations": self.activations}
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any], where: str) -> "Choice":
+        unknown = set(content) - {"bits", "group_size", "activations"}
+        if unknown or "bits" not in content:
+            raise InputError(f"{where}: a choice has bits and may have group_size and activations, got {dict(content)}")
+        bits = content["bits"]
+        group_size = content.get("group_size", 0 if bits == 16 else DEFAULT_GROUP_SIZE)
+        if type(bits) is not int or type(group_size) is not int:
+            raise InputError(f"{where}: bits and group_size are whole numbers, got {dict(content)}")
+        return cls(bits, group_size, content.get("activations", "float"))
+
+
+UNQUANTISED = Choice(16)

@@ -1,0 +1,196 @@
+"""`Cluster`: the devices of a hostfile, in its order, and the links between them."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hetero_infer.spec.errors import InputError
+from hetero_infer.spec.files import read_text
+
+GIB = 2**30
+UNITS = {"KiB": 2**10, "MiB": 2**20, "GiB": GIB}
+DEVICE_KEYS = ("gpu", "slowdown", "memory", "threads")
+
+
+@dataclass(frozen=True)
+class GpuType:
+    """A line of the spec sheet. Source: the vendor's product page."""
+
+    name: str
+    memory_bytes: int
+
+
+GPU_TYPES = {
+    gpu.name: gpu
+    for gpu in (
+        GpuType("t4", 16 * GIB),
+        GpuType("p100", 16 * GIB),
+        GpuType("v100-16", 16 * GIB),
+        GpuType("v100-32", 32 * GIB),
+        GpuType("rtx3090", 24 * GIB),
+        GpuType("a100-40", 40 * GIB),
+        GpuType("a100-80", 80 * GIB),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Device:
+    """One slot of one host: what a pipeline stage runs on."""
+
+    host: str
+    slot: int
+    type: str
+    memory_bytes: int
+    slowdown: float = 1.0
+    threads: int = 1
+
+    def __post_init__(self) -> None:
+        if self.memory_bytes <= 0:
+            raise InputError(f"device {self.name}: memory must be positive")
+        if self.slowdown < 1:
+            raise InputError(f"device {self.name}: slowdown = {self.slowdown}, a device can only be emulated as slower")
+        if self.threads < 1:
+            raise InputError(f"device {self.name}: threads = {self.threads}, must be at least 1")
+
+    @property
+    def name(self) -> str:
+        return f"{self.host}:{self.slot}"
+
+    @property
+    def is_cpu(self) -> bool:
+        return self.type == "cpu"
+
+    @property
+    def is_emulated(self) -> bool:
+        """Whether figures from it are of a device that is not really there."""
+        return self.is_cpu
+
+    @property
+    def element_bytes(self) -> int:
+        """Of an unquantised weight, an activation or a KV entry: float32 on a CPU, float16 on a GPU."""
+        return 4 if self.is_cpu else 2
+
+
+@dataclass(frozen=True)
+class Link:
+    """A transfer takes `alpha_s + bytes / bytes_per_s`."""
+
+    alpha_s: float
+    bytes_per_s: float
+
+    def __post_init__(self) -> None:
+        if self.alpha_s < 0 or self.bytes_per_s <= 0:
+            raise InputError(f"link: alpha_s = {self.alpha_s} and bytes_per_s = {self.bytes_per_s} make no link")
+
+    def seconds(self, num_bytes: float) -> float:
+        return self.alpha_s + num_bytes / self.bytes_per_s
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Devices in hostfile order, which is the order of pipeline stages and of ranks."""
+
+    devices: tuple[Device, ...]
+    default_link: Link
+    links: Mapping[tuple[str, str], Link] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.devices:
+            raise InputError("a cluster needs at least one device")
+        names = [device.name for device in self.devices]
+        if len(set(names)) != len(names):
+            raise InputError(f"a device stands twice in the cluster: {', '.join(names)}")
+
+    def device(self, name: str) -> Device:
+        for device in self.devices:
+            if device.name == name:
+                return device
+        raise InputError(f"no device {name} in the cluster; it has {', '.join(d.name for d in self.devices)}")
+
+    def link(self, source: Device, target: Device) -> Link:
+        """The measured link between two hosts, else the default."""
+        return self.links.get((source.host, target.host), self.default_link)
+
+    @classmethod
+    def from_hostfile(cls, path: Path, default_link: Link) -> "Cluster":
+        """Read a DeepSpeed hostfile: ``host slots=N  # gpu=t4,v100-32 slowdown=1,2 memory=4GiB threads=1``."""
+        devices: list[Device] = []
+        for number, line in enumerate(read_text(path, "hostfile").splitlines(), 1):
+            entry, _, comment = line.partition("#")
+            if entry.strip():
+                devices += _devices_of_line(entry.strip(), comment.strip(), f"hostfile {path}, line {number}")
+        if not devices:
+            raise InputError(f"hostfile {path}: no host in it; a line reads 'host slots=2  # gpu=t4'")
+        return cls(tuple(devices), default_link)
+
+
+def parse_bytes(text: str, where: str) -> int:
+    """``"400MiB"`` in bytes."""
+    match = re.fullmatch(r"([0-9.]+)\s*([KMG]iB)", text.strip())
+    if not match:
+        raise InputError(f"{where}: {text!r} is no amount of memory; write it like 400MiB or 15GiB")
+    return int(_number(match[1], where) * UNITS[match[2]])
+
+
+def _devices_of_line(entry: str, comment: str, where: str) -> list[Device]:
+    match = re.fullmatch(r"(\S+)\s+slots=(\d+)", entry)
+    if not match:
+        raise InputError(f"{where}: {entry!r} does not read 'host slots=N'")
+    host, slots = match[1], int(match[2])
+    said = {}
+    for word in comment.split():
+        key, equals, values = word.partition("=")
+        if not equals or key not in DEVICE_KEYS:
+            raise InputError(f"{where}: {word!r} after the # is none of {', '.join(DEVICE_KEYS)}=…")
+        said[key] = _one_per_slot(values.split(","), slots, f"{where}: {key}")
+    if "gpu" not in said:
+        raise InputError(f"{where}: the type of {host}'s devices is not said; add '# gpu=t4' (or gpu=cpu)")
+    return [_device(host, slot, {key: values[slot] for key, values in said.items()}, where) for slot in range(slots)]
+
+
+def _one_per_slot(values: list[str], slots: int, where: str) -> list[str]:
+    if len(values) == 1:
+        return values * slots
+    if len(values) != slots:
+        raise InputError(f"{where} has {len(values)} values for {slots} slots; give one, or one per slot")
+    return values
+
+
+def _device(host: str, slot: int, said: dict[str, str], where: str) -> Device:
+    type_name = said["gpu"]
+    if "memory" in said:
+        memory_bytes = parse_bytes(said["memory"], where)
+    elif type_name in GPU_TYPES:
+        memory_bytes = GPU_TYPES[type_name].memory_bytes
+    elif type_name == "cpu":
+        raise InputError(f"{where}: say how much memory a cpu device may use, like memory=4GiB")
+    else:
+        raise InputError(f"{where}: gpu={type_name} is not known; known: cpu, {', '.join(GPU_TYPES)}")
+    slowdown = _number(said.get("slowdown", "1"), where)
+    threads = int(_number(said.get("threads", "1"), where))
+    return Device(host, slot, type_name, memory_bytes, slowdown, threads)
+
+
+def _number(text: str, where: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise InputError(f"{where}: {text!r} is not a number") from None
+
+
+def device_to_json(device: Device) -> dict[str, Any]:
+    return {
+        "name": device.name,
+        "type": device.type,
+        "memory_bytes": device.memory_bytes,
+        "slowdown": device.slowdown,
+        "threads": device.threads,
+    }
+
+
+def device_from_json(content: Mapping[str, Any]) -> Device:
+    host, _, slot = content["name"].rpartition(":")
+    return Device(host, int(slot), content["type"], content["memory_bytes"], content["slowdown"], content["threads"])

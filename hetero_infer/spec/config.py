@@ -1,0 +1,133 @@
+"""`RunConfig`: one TOML file that drives every command. Relative paths in it start at the current folder."""
+
+import difflib
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hetero_infer.spec.choice import Choice
+from hetero_infer.spec.cluster import Cluster, Link
+from hetero_infer.spec.errors import InputError
+from hetero_infer.spec.files import read_text
+from hetero_infer.spec.workload import Workload
+
+DEMO_MODEL = Path(__file__).parent.parent / "demo"
+DEFAULT_LINK = {"alpha_s": 1e-4, "bytes_per_s": 1e9}
+REQUIRED = object()
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    model: Path
+    hostfile: Path
+    default_link: Link
+    profile: Path
+    workload: Workload
+    max_perplexity_increase: float
+    text: Path
+    calibration: Path
+    choices: tuple[Choice, ...]
+    sensitivity: Path
+    checkpoint: Path
+    plan: Path
+    planner_time_limit_s: float
+    planner_gap: float
+    host: str
+    port: int
+
+    @property
+    def cluster(self) -> Cluster:
+        return Cluster.from_hostfile(self.hostfile, self.default_link)
+
+    @classmethod
+    def load(cls, path: Path) -> "RunConfig":
+        try:
+            content = tomllib.loads(read_text(path, "config"))
+        except tomllib.TOMLDecodeError as error:
+            raise InputError(f"config {path}: not TOML ({error})") from error
+        return cls.from_toml(content, f"config {path}")
+
+    @classmethod
+    def from_toml(cls, content: Mapping[str, Any], where: str) -> "RunConfig":
+        reader = _Reader(content, where)
+        model = reader.take("model", "path", str)
+        model_folder = DEMO_MODEL if model == "demo" else Path(model)
+        work = Path(reader.take("paths", "work", str, "out"))
+        link = reader.take("cluster", "default_link", dict, DEFAULT_LINK)
+        if set(link) != {"alpha_s", "bytes_per_s"}:
+            raise InputError(f"{where}: default_link has alpha_s and bytes_per_s, got {sorted(link)}")
+        objective = reader.take("planner", "objective", str, "ring")
+        if objective != "ring":
+            raise InputError(f"{where}: objective = {objective!r}; this version plans with 'ring'")
+        config = cls(
+            model=model_folder,
+            hostfile=Path(reader.take("cluster", "hostfile", str)),
+            default_link=Link(**link),
+            profile=Path(reader.take("cluster", "profile", str, str(work / "profile.csv"))),
+            workload=Workload(
+                reader.take("workload", "batch_size", int),
+                reader.take("workload", "prompt_tokens", int),
+                reader.take("workload", "new_tokens", int),
+            ),
+            max_perplexity_increase=float(reader.take("quality", "max_perplexity_increase", (int, float), 0.1)),
+            text=Path(reader.take("quality", "text", str, str(model_folder / "heldout.txt"))),
+            calibration=Path(reader.take("quality", "calibration", str, str(model_folder / "calibration.txt"))),
+            choices=reader.choices("quality", "choices"),
+            sensitivity=Path(reader.take("quality", "sensitivity", str, str(work / "sensitivity.json"))),
+            checkpoint=Path(reader.take("paths", "checkpoint", str, str(work / "checkpoint"))),
+            plan=Path(reader.take("paths", "plan", str, str(work / "plan.json"))),
+            planner_time_limit_s=float(reader.take("planner", "time_limit_s", (int, float), 60)),
+            planner_gap=float(reader.take("planner", "gap", (int, float), 1e-3)),
+            host=reader.take("server", "host", str, "127.0.0.1"),
+            port=reader.take("server", "port", int, 8000),
+        )
+        reader.refuse_the_rest()
+        if config.max_perplexity_increase < 0:
+            raise InputError(
+                f"{where}: max_perplexity_increase = {config.max_perplexity_increase}, must not be negative"
+            )
+        return config
+
+
+class _Reader:
+    """Takes keys out of the parsed TOML, checks their types, and knows which were never asked for."""
+
+    def __init__(self, content: Mapping[str, Any], where: str) -> None:
+        self.content = content
+        self.where = where
+        self.asked: dict[str, set[str]] = {}
+
+    def take(self, table: str, key: str, kind: type | tuple[type, ...], default: Any = REQUIRED) -> Any:
+        self.asked.setdefault(table, set()).add(key)
+        entries = self.content.get(table, {})
+        if not isinstance(entries, dict):
+            raise InputError(f"{self.where}: {table} is a table, written [{table}]")
+        value = entries.get(key, default)
+        if value is REQUIRED:
+            raise InputError(f"{self.where}: [{table}] {key} is missing")
+        if not isinstance(value, kind) or isinstance(value, bool):
+            wanted = kind.__name__ if isinstance(kind, type) else "number"
+            raise InputError(f"{self.where}: [{table}] {key} = {value!r} is not a {wanted}")
+        return value
+
+    def choices(self, table: str, key: str) -> tuple[Choice, ...]:
+        entries = self.take(table, key, list, [{"bits": bits} for bits in (3, 4, 8, 16)])
+        if not entries:
+            raise InputError(f"{self.where}: [{table}] {key} is empty; allow at least {{bits = 16}}")
+        return tuple(sorted({Choice.from_json(entry, f"{self.where}: [{table}] {key}") for entry in entries}))
+
+    def refuse_the_rest(self) -> None:
+        for table, entries in self.content.items():
+            known = self.asked.get(table)
+            if known is None:
+                raise InputError(f"{self.where}: [{table}] is not known{_nearest(table, self.asked)}")
+            for key in entries:
+                if key not in known:
+                    raise InputError(f"{self.where}: [{table}] {key} is not known{_nearest(key, known)}")
+
+
+def _nearest(word: str, known: Any) -> str:
+    found = difflib.get_close_matches(word, known, 1)
+    return f"; did you mean {found[0]}?" if found else f"; known: {', '.join(sorted(known))}"

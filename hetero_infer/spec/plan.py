@@ -1,0 +1,218 @@
+"""`Plan`: which device runs which layers at which bits, and in which micro-batches. The two wings meet here."""
+
+import itertools
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from hetero_infer.spec.choice import Choice
+from hetero_infer.spec.cluster import Device, device_from_json, device_to_json
+from hetero_infer.spec.errors import InputError
+from hetero_infer.spec.files import read_json, write_atomically
+from hetero_infer.spec.workload import Workload
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """One stage: its device and the choice of each of its layers, in order.
+
+    The layers of all stages, one after the other, are `[embedding, decoder 0, …, decoder L-1, head]`; so a gap or
+    an overlap between stages cannot be written down.
+    """
+
+    device: str
+    layers: tuple[Choice, ...]
+
+    def __post_init__(self) -> None:
+        if not self.layers:
+            raise InputError(f"stage on {self.device}: it has no layer; leave the device out instead")
+
+
+@dataclass(frozen=True)
+class PlanEstimate:
+    """What the plan promises: the recurrence over the real micro-batches, in seconds, for one full batch.
+
+    `closed_form_s` is the planner's objective for the same plan. `stage_seconds[stage]` holds the compute seconds
+    of one full micro-batch per phase, `memory_bytes[stage]` the bytes per part.
+    """
+
+    prefill_s: float
+    decode_s: float
+    tokens_per_s: float
+    closed_form_s: float
+    stage_seconds: tuple[Mapping[str, float], ...]
+    memory_bytes: tuple[Mapping[str, int], ...]
+
+    @property
+    def total_s(self) -> float:
+        return self.prefill_s + self.decode_s
+
+
+@dataclass(frozen=True)
+class QualityPlan:
+    """Σ ω of the plan's choices beside the limit Ω, both in `unit`."""
+
+    max_perplexity_increase: float
+    limit: float
+    predicted: float
+    unit: str
+
+
+@dataclass(frozen=True)
+class SolverReport:
+    """How sure the plan is the best: HiGHS's answer over every (η, ξ), in seconds of the closed form."""
+
+    name: str
+    status: str
+    objective: float
+    bound: float
+    gap: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """`model` names what was planned for: `path`, `digest` and `num_hidden_layers`."""
+
+    model: Mapping[str, Any]
+    devices: tuple[Device, ...]
+    workload: Workload
+    stages: tuple[StagePlan, ...]
+    prefill_micro_batch_size: int
+    decode_micro_batch_size: int
+    estimate: PlanEstimate | None = None
+    quality: QualityPlan | None = None
+    solver: SolverReport | None = None
+    inputs_digest: str = ""
+
+    def __post_init__(self) -> None:
+        known = {device.name for device in self.devices}
+        for stage in self.stages:
+            if stage.device not in known:
+                raise InputError(f"plan: a stage stands on {stage.device}, which is no device of the plan")
+        if len({stage.device for stage in self.stages}) != len(self.stages):
+            raise InputError("plan: a device has two stages")
+        layers = sum(len(stage.layers) for stage in self.stages)
+        if layers != self.model["num_hidden_layers"] + 2:
+            raise InputError(
+                f"plan: its stages have {layers} layers, the model has {self.model['num_hidden_layers']} "
+                "decoder layers, an embedding and a head"
+            )
+        for name in ("prefill_micro_batch_size", "decode_micro_batch_size"):
+            if not 1 <= getattr(self, name) <= self.workload.batch_size:
+                raise InputError(f"plan: {name} = {getattr(self, name)} for a batch of {self.workload.batch_size}")
+
+    @property
+    def bounds(self) -> tuple[int, ...]:
+        """Stage `j` has the pipeline layers `bounds[j]` to `bounds[j + 1]`."""
+        return (0, *itertools.accumulate(len(stage.layers) for stage in self.stages))
+
+    @property
+    def layer_choices(self) -> tuple[Choice, ...]:
+        return tuple(itertools.chain.from_iterable(stage.layers for stage in self.stages))
+
+    @property
+    def decoder_choices(self) -> tuple[Choice, ...]:
+        return self.layer_choices[1:-1]
+
+    def decoder_range(self, stage: int) -> range:
+        """Indices of the decoder layers that `stage` runs."""
+        start, stop = self.bounds[stage : stage + 2]
+        return range(max(0, start - 1), min(stop - 1, self.model["num_hidden_layers"]))
+
+    def device_of(self, stage: int) -> Device:
+        return next(device for device in self.devices if device.name == self.stages[stage].device)
+
+    def with_inputs_digest(self, digest: str) -> "Plan":
+        return replace(self, inputs_digest=digest)
+
+    def to_json(self) -> dict[str, Any]:
+        estimate = self.estimate and {**asdict(self.estimate), "total_s": self.estimate.total_s}
+        return {
+            "format": FORMAT,
+            "inputs_digest": self.inputs_digest,
+            "model": dict(self.model),
+            "cluster": [device_to_json(device) for device in self.devices],
+            "workload": asdict(self.workload),
+            "pipelines": [
+                {
+                    "stages": [
+                        {"device": stage.device, "layers": [choice.to_json() for choice in stage.layers]}
+                        for stage in self.stages
+                    ],
+                    "prefill": _phase_json(self.prefill_micro_batch_size, self.workload.batch_size),
+                    "decode": _phase_json(self.decode_micro_batch_size, self.workload.batch_size),
+                }
+            ],
+            "estimate": estimate,
+            "quality": self.quality and asdict(self.quality),
+            "solver": self.solver and asdict(self.solver),
+        }
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any], where: str) -> "Plan":
+        try:
+            (pipeline,) = content["pipelines"]
+            estimate, quality, solver = content.get("estimate"), content.get("quality"), content.get("solver")
+            if estimate:
+                estimate = {key: value for key, value in estimate.items() if key != "total_s"}
+            return cls(
+                model=content["model"],
+                devices=tuple(device_from_json(device) for device in content["cluster"]),
+                workload=Workload(**content["workload"]),
+                stages=tuple(
+                    StagePlan(stage["device"], tuple(Choice.from_json(choice, where) for choice in stage["layers"]))
+                    for stage in pipeline["stages"]
+                ),
+                prefill_micro_batch_size=pipeline["prefill"]["micro_batch_size"],
+                decode_micro_batch_size=pipeline["decode"]["micro_batch_size"],
+                estimate=PlanEstimate(**estimate) if estimate else None,
+                quality=QualityPlan(**quality) if quality else None,
+                solver=SolverReport(**solver) if solver else None,
+                inputs_digest=content.get("inputs_digest", ""),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(f"{where}: {error!r} is missing or not as it should be") from error
+
+    def save(self, path: Path) -> None:
+        write_atomically(path, _one_line_per_layer(json.dumps(self.to_json(), indent=1)) + "\n")
+
+    @classmethod
+    def load(cls, path: Path) -> "Plan":
+        return cls.from_json(read_json(path, "plan", FORMAT), f"plan {path}")
+
+
+def num_micro_batches(batch_size: int, micro_batch_size: int) -> int:
+    return -(-batch_size // micro_batch_size)
+
+
+def micro_batch_ranges(batch_size: int, micro_batch_size: int) -> tuple[range, ...]:
+    """The sequences of each micro-batch; the last one may be smaller."""
+    return tuple(
+        range(first, min(first + micro_batch_size, batch_size)) for first in range(0, batch_size, micro_batch_size)
+    )
+
+
+def _phase_json(micro_batch_size: int, batch_size: int) -> dict[str, int]:
+    return {
+        "micro_batch_size": micro_batch_size,
+        "micro_batches": num_micro_batches(batch_size, micro_batch_size),
+    }
+
+
+def _one_line_per_layer(text: str) -> str:
+    """Put each choice on one line, so that a person can read and edit the layers."""
+    lines: list[str] = []
+    for line in text.splitlines():
+        inside = lines and lines[-1].lstrip().startswith('{"bits"') and not lines[-1].rstrip(",").endswith("}")
+        if line.lstrip().startswith('"bits"') and lines[-1].strip() == "{":
+            lines[-1] += line.strip()
+        elif inside:
+            lines[-1] += (" " if line.strip() not in ("}", "},") else "") + line.strip()
+        else:
+            lines.append(line)
+    return "\n".join(lines)

@@ -1,0 +1,37 @@
+"""`Workload`: what is served at once, and the micro-batch sizes worth considering for it."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from hetero_infer.spec.errors import InputError
+
+
+class Phase(StrEnum):
+    """A prompt is worked through once (prefill), then tokens come one by one (decode)."""
+
+    PREFILL = "prefill"
+    DECODE = "decode"
+
+
+@dataclass(frozen=True)
+class Workload:
+    """`batch_size` sequences, each of `prompt_tokens`, each continued by `new_tokens`."""
+
+    batch_size: int
+    prompt_tokens: int
+    new_tokens: int
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "prompt_tokens", "new_tokens"):
+            if getattr(self, name) < 1:
+                raise InputError(f"workload: {name} = {getattr(self, name)}, must be at least 1")
+
+    @property
+    def cache_tokens(self) -> int:
+        """KV cache entries a sequence needs: the last token generated is never fed back."""
+        return self.prompt_tokens + self.new_tokens - 1
+
+    @property
+    def micro_batch_sizes(self) -> tuple[int, ...]:
+        """Every ⌈B/m⌉, m = 1..B, largest first: other sizes only make the last micro-batch smaller."""
+        return tuple(sorted({-(-self.batch_size // m) for m in range(1, self.batch_size + 1)}, reverse=True))
