@@ -41,12 +41,15 @@ def main() -> None:
     heldout_bytes = sum(len(text.encode()) for text in heldout_texts)
     print(f"{len(train_tokens):,} training tokens, {len(heldout_tokens):,} held out ({heldout_bytes:,} bytes)")
 
-    model = LlamaForCausalLM(demo_config(tokenizer.eos_token_id))
+    model = LlamaForCausalLM(demo_config(tokenizer.eos_token_id)).train()
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters")
     optimizer = torch.optim.AdamW(parameter_groups(model), lr=args.learning_rate, betas=(0.9, 0.95))
 
     checkpoint = args.work / "checkpoint.pt"
     log_path = args.work / "training_log.csv"
+    add_dropout(model, args.dropout)
+    if args.start_from:
+        model.load_state_dict(torch.load(args.start_from, weights_only=True)["model"])
     first_step, elapsed_s = 0, 0.0
     if checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True)
@@ -102,6 +105,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--batch-size", type=int, default=6, help=f"windows of {WINDOW_TOKENS} tokens per step")
     parser.add_argument("--learning-rate", type=float, default=1.5e-3)
+    parser.add_argument("--dropout", type=float, default=0.1, help="of the embedding and of each block's output")
+    parser.add_argument("--start-from", type=Path, help="a checkpoint whose weights begin a new run")
     parser.add_argument("--evaluate-every", type=int, default=200, help="steps")
     parser.add_argument("--compile", action="store_true", help="torch.compile the model (needs a C++ compiler)")
     parser.add_argument("--seed", type=int, default=0)
@@ -168,6 +173,18 @@ def parameter_groups(model: LlamaForCausalLM) -> list[dict[str, object]]:
     return [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
 
 
+def add_dropout(model: LlamaForCausalLM, share: float) -> None:
+    """Against over-fitting: the books are read several times. Not part of the model that is saved."""
+
+    def drop(module: torch.nn.Module, inputs: object, output: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.dropout(output, share, module.training)
+
+    model.model.embed_tokens.register_forward_hook(drop)
+    for layer in model.model.layers:
+        layer.self_attn.o_proj.register_forward_hook(drop)
+        layer.mlp.down_proj.register_forward_hook(drop)
+
+
 def learning_rate_at(step: int, steps: int, peak: float, warmup: int = 100) -> float:
     if step < warmup:
         return peak * (step + 1) / warmup
@@ -192,12 +209,14 @@ def train_step(model: torch.nn.Module, optimizer: torch.optim.Optimizer, windows
 @torch.no_grad()
 def bits_per_byte(model: LlamaForCausalLM, tokens: torch.Tensor, num_bytes: int) -> float:
     """Of the whole held-out text, in windows that each begin without a past."""
+    model.eval()
     windows = tokens[: len(tokens) // WINDOW_TOKENS * WINDOW_TOKENS].view(-1, WINDOW_TOKENS)
     nats = predicted = 0.0
     for batch in windows.split(8):
         targets = batch.shape[0] * (WINDOW_TOKENS - 1)
         nats += model(input_ids=batch, labels=batch, use_cache=False).loss.item() * targets
         predicted += targets
+    model.train()
     return nats / predicted * len(tokens) / num_bytes / math.log(2)
 
 

@@ -160,6 +160,7 @@ class Plan:
             estimate, quality, solver = content.get("estimate"), content.get("quality"), content.get("solver")
             if estimate:
                 estimate = {key: value for key, value in estimate.items() if key != "total_s"}
+                estimate |= {key: tuple(estimate[key]) for key in ("stage_seconds", "memory_bytes")}
             return cls(
                 model=content["model"],
                 devices=tuple(device_from_json(device) for device in content["cluster"]),

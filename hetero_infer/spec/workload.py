@@ -5,6 +5,12 @@ from enum import StrEnum
 
 from hetero_infer.spec.errors import InputError
 
+KV_BLOCK_TOKENS = 64  # KV cache slots are whole blocks, and attention runs over whole blocks
+
+
+def round_up_to_block(tokens: int) -> int:
+    return -(-tokens // KV_BLOCK_TOKENS) * KV_BLOCK_TOKENS
+
 
 class Phase(StrEnum):
     """A prompt is worked through once (prefill), then tokens come one by one (decode)."""
@@ -30,6 +36,11 @@ class Workload:
     def cache_tokens(self) -> int:
         """KV cache entries a sequence needs: the last token generated is never fed back."""
         return self.prompt_tokens + self.new_tokens - 1
+
+    @property
+    def slot_tokens(self) -> int:
+        """KV cache entries a slot really has: whole blocks."""
+        return round_up_to_block(self.cache_tokens)
 
     @property
     def micro_batch_sizes(self) -> tuple[int, ...]:

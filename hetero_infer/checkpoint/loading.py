@@ -1,0 +1,50 @@
+"""One layer of the pipeline with its weights, reading no tensor but its own. Part of the runtime: no auto-gptq here.
+
+A worker that has the pipeline layers `start` to `stop` of a plan does
+
+    folder, shards = ModelFolder(model), ShardStore.of_model(checkpoint, plan.model["digest"])
+    layers = [load_layer(folder, position, plan.layer_choices[position], shards) for position in range(start, stop)]
+"""
+
+import torch
+from torch import nn
+
+from hetero_infer.checkpoint.model_folder import ModelFolder
+from hetero_infer.checkpoint.shards import ShardStore
+from hetero_infer.models import layers_of
+from hetero_infer.spec import UNQUANTISED, Choice, InputError
+
+
+def load_layer(
+    folder: ModelFolder,
+    position: int,
+    choice: Choice = UNQUANTISED,
+    shards: ShardStore | None = None,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+) -> nn.Module:
+    """Layer `position` of `[embedding, decoder 0, …, decoder L-1, head]`, ready to run.
+
+    16-bit weights and norms come from the model folder, cast to `dtype`; the buffers of the quantised Linears come from
+    `shards` as they are.
+    """
+    definition = layers_of(folder.spec)[position]
+    if choice.is_quantised and not definition.linears:
+        raise InputError(f"{definition.name} at {choice}: only decoder layers can be quantised; give it 16 bits")
+    with torch.device("meta"):
+        module = definition.build(choice)
+    expected = module.state_dict()
+    weights = {
+        parameter: folder.tensor(tensor).to(device, dtype)
+        for parameter, tensor in definition.tensors.items()
+        if parameter in expected
+    }
+    if choice.is_quantised:
+        if shards is None:
+            raise InputError(f"{definition.name} at {choice}: quantised weights are in a checkpoint folder; name one")
+        weights |= {name: tensor.to(device) for name, tensor in shards.read(position - 1, choice).items()}
+    try:
+        module.load_state_dict(weights, assign=True)
+    except RuntimeError as error:
+        raise InputError(f"model {folder.path}: {definition.name} does not fit config.json ({error})") from error
+    return module.requires_grad_(False).eval()

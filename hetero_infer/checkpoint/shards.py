@@ -1,0 +1,116 @@
+"""`ShardStore`: quantised decoder layers on disk, one safetensors file per layer, choice and all it depends on.
+
+A shard is named by a digest of all that its content depends on, so a shard of the right name is right, whichever plan
+asked for it. Its header says the same in words and gives the SHA-256 of its tensors; `manifest.json` repeats the
+headers for people and is made anew from them after every shard. Every file is written beside and renamed: a kill
+leaves whole shards only.
+
+How a worker finds its shards without the calibration text: the quantise step ends by writing
+`recipe-<model digest>.json`, which holds what all its shards have in common (model, calibration windows, GPTQ
+options). A plan names the model's digest and the choice of each layer; recipe, layer and choice make the name.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from hetero_infer.spec import Choice, InputError
+from hetero_infer.spec.files import digest_of, read_json, write_atomically
+
+FORMAT = 1
+HEADER = "hetero_infer"  # one metadata entry only: safetensors writes several in any order
+UNREADABLE = (SafetensorError, OSError, KeyError, TypeError, ValueError)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What the shards of one quantise step have in common: digests of model and calibration windows, GPTQ options."""
+
+    model: str
+    calibration: str
+    damping: float
+    symmetric: bool
+
+
+class ShardStore:
+    """The shards of one recipe in the checkpoint folder `path`, which may hold others too. Layers are decoder ones."""
+
+    def __init__(self, path: Path, recipe: Recipe) -> None:
+        self.path = path
+        self.recipe = recipe
+
+    @classmethod
+    def of_model(cls, path: Path, model_digest: str) -> "ShardStore":
+        """The store as the last finished quantise step for this model left it."""
+        recipe_path = _recipe_path(path, model_digest)
+        if not recipe_path.exists():
+            raise InputError(f"checkpoint {path}: nothing there for the model {model_digest}; quantise it first")
+        content = read_json(recipe_path, "checkpoint recipe", FORMAT)
+        try:
+            return cls(path, Recipe(**{name: value for name, value in content.items() if name != "format"}))
+        except TypeError as error:
+            raise InputError(f"checkpoint recipe {recipe_path}: {error}; delete it and quantise again") from error
+
+    def file_of(self, layer: int, choice: Choice) -> Path:
+        return self.path / f"layer{layer:03}-{choice}-{digest_of(self._key(layer, choice))}.safetensors"
+
+    def has(self, layer: int, choice: Choice) -> bool:
+        return self.file_of(layer, choice).exists()
+
+    def write(self, layer: int, choice: Choice, tensors: Mapping[str, torch.Tensor]) -> None:
+        """`tensors` are named `<linear>.<buffer>`, like `mlp.up_proj.qweight`."""
+        header = {**self._key(layer, choice), "sha256": _sha256(tensors)}
+        write_atomically(self.file_of(layer, choice), save(dict(tensors), {HEADER: json.dumps(header, sort_keys=True)}))
+        self._write_manifest()
+
+    def read(self, layer: int, choice: Choice) -> dict[str, torch.Tensor]:
+        path = self.file_of(layer, choice)
+        if not path.exists():
+            raise InputError(f"checkpoint {self.path}: layer {layer} at {choice} is not there; quantise it first")
+        try:
+            with safe_open(path, "pt") as shard:
+                tensors = {name: shard.get_tensor(name) for name in shard.keys()}  # noqa: SIM118 (no mapping)
+                header = json.loads(shard.metadata()[HEADER])
+        except UNREADABLE as error:
+            raise _damaged(path, str(error)) from error
+        if header.get("sha256") != _sha256(tensors):
+            raise _damaged(path, "its tensors don't have the SHA-256 that it states")
+        return tensors
+
+    def write_recipe(self) -> None:
+        """Say that this store is the one to read for its model."""
+        content = {"format": FORMAT, **asdict(self.recipe)}
+        write_atomically(_recipe_path(self.path, self.recipe.model), json.dumps(content, indent=1) + "\n")
+
+    def _key(self, layer: int, choice: Choice) -> dict[str, Any]:
+        return {"format": FORMAT, "layer": layer, "choice": choice.to_json(), "depends_on": asdict(self.recipe)}
+
+    def _write_manifest(self) -> None:
+        shards: dict[str, Any] = {}
+        for path in sorted(self.path.glob("layer*.safetensors")):
+            try:
+                with safe_open(path, "pt") as shard:
+                    shards[path.name] = json.loads(shard.metadata()[HEADER])
+            except UNREADABLE:
+                shards[path.name] = "damaged"
+        content = {"format": FORMAT, "shards": shards}
+        write_atomically(self.path / "manifest.json", json.dumps(content, indent=1) + "\n")
+
+
+def _recipe_path(path: Path, model_digest: str) -> Path:
+    return path / f"recipe-{model_digest}.json"
+
+
+def _sha256(tensors: Mapping[str, torch.Tensor]) -> str:
+    return hashlib.sha256(save(dict(tensors))).hexdigest()
+
+
+def _damaged(path: Path, reason: str) -> InputError:
+    return InputError(f"shard {path}: damaged ({reason}); delete it and quantise again")

@@ -1,0 +1,182 @@
+"""The `hetero-infer` command: parse, call, write. Each verb imports what it needs and nothing else."""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from hetero_infer import __version__
+from hetero_infer.spec import HeteroInferError, Plan, RunConfig
+
+
+def main(arguments: list[str] | None = None) -> int:
+    args = _parser().parse_args(arguments)
+    try:
+        code: int = args.run(args)
+        return code
+    except HeteroInferError as error:
+        print(f"hetero-infer: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("hetero-infer: interrupted", file=sys.stderr)
+        return 1
+
+
+def _measure(args: argparse.Namespace) -> int:
+    from hetero_infer import prepare
+    from hetero_infer.checkpoint.model_folder import ModelFolder
+
+    config = RunConfig.load(args.config)
+    profile = prepare.measure(ModelFolder(config.model), config)
+    path = args.output or config.profile
+    profile.save(path)
+    _show(args, {"profile": str(path), "rows": len(profile.rows)}, f"{len(profile.rows)} points written to {path}")
+    return 0
+
+
+def _sensitivity(args: argparse.Namespace) -> int:
+    from hetero_infer.checkpoint.model_folder import ModelFolder
+    from hetero_infer.checkpoint.text import CalibrationWindows
+    from hetero_infer.measure.indicator import measure_sensitivity
+    from hetero_infer.report import text_table
+
+    config = RunConfig.load(args.config)
+    folder = ModelFolder(config.model)
+    windows = CalibrationWindows.from_text(folder, config.calibration)
+    table = measure_sensitivity(folder, config.choices, windows, args.method)
+    path = args.output or config.sensitivity
+    table.save(path)
+    rows = [["layer", *(str(choice) for choice in table.choices)]]
+    rows += [[str(layer), *(f"{value:.5f}" for value in values)] for layer, values in enumerate(table.omega)]
+    _show(args, {"sensitivity": str(path), "omega": table.omega}, f"{text_table(rows)}\n{table.unit}, {path}")
+    return 0
+
+
+def _plan(args: argparse.Namespace) -> int:
+    from hetero_infer import prepare
+    from hetero_infer.planner.uniform import why_not_uniform
+    from hetero_infer.report import plan_table
+
+    config = RunConfig.load(args.config)
+    request = prepare.request_for(config)
+    plan = prepare.plan_for(config, request, args.output or config.plan)
+    why = why_not_uniform(request, plan)
+    _show(args, plan.to_json() | {"why_not_uniform": why}, f"{plan_table(plan)}\nwhy not uniform: {why}")
+    return 0
+
+
+def _check(args: argparse.Namespace) -> int:
+    from hetero_infer.planner.check import check_plan
+    from hetero_infer.spec import ModelSpec, SensitivityTable
+
+    config = RunConfig.load(args.config)
+    plan = Plan.load(args.plan)
+    violations = check_plan(plan, ModelSpec.from_folder(config.model), SensitivityTable.load(config.sensitivity))
+    _show(args, {"violations": violations}, "\n".join(violations) or "the plan can run and keeps its quality limit")
+    return 3 if violations else 0
+
+
+def _simulate(args: argparse.Namespace) -> int:
+    from hetero_infer import prepare
+    from hetero_infer.pipeline.rehearsal import rehearse
+    from hetero_infer.pipeline.simulate import draw_grid
+    from hetero_infer.planner.estimate import PlanCosts
+
+    config = RunConfig.load(args.config)
+    plan = Plan.load(args.plan)
+    request = prepare.request_for(config)
+    timeline = rehearse(PlanCosts(plan, request.model, request.cluster, request.latency), plan)
+    unit_s = timeline.makespan_s / args.rows
+    grid = draw_grid(timeline, len(plan.stages), unit_s)
+    _show(
+        args,
+        {"makespan_s": timeline.makespan_s, "events": len(timeline.events)},
+        f"{grid}\nsimulated: {timeline.makespan_s:.3f} s, a row is {unit_s * 1e3:.1f} ms",
+    )
+    return 0
+
+
+def _quantize(args: argparse.Namespace) -> int:
+    from hetero_infer import prepare
+
+    config = RunConfig.load(args.config)
+    plan = Plan.load(args.plan)
+    stages = args.stages if args.stages is not None else list(range(len(plan.stages)))
+    checkpoint = args.output or config.checkpoint
+    prepare.quantise(plan, config, checkpoint, stages, progress=not args.json)
+    _show(args, {"checkpoint": str(checkpoint)}, f"quantised layers are in {checkpoint}")
+    return 0
+
+
+def _evaluate(args: argparse.Namespace) -> int:
+    from hetero_infer.checkpoint.local_model import single_process_model
+    from hetero_infer.checkpoint.model_folder import ModelFolder
+    from hetero_infer.checkpoint.shards import ShardStore
+    from hetero_infer.measure.perplexity import measure_perplexity
+
+    config = RunConfig.load(args.config)
+    folder = ModelFolder(config.model)
+    choices, shards = None, None
+    if args.checkpoint:
+        plan = Plan.load(args.plan or config.plan)
+        choices, shards = plan.decoder_choices, ShardStore.of_model(args.checkpoint, folder.digest)
+    model = single_process_model(folder, choices, shards)
+    found = measure_perplexity(model, folder, args.text or config.text)
+    facts = asdict(found) | {"perplexity": found.perplexity, "bits_per_byte": found.bits_per_byte}
+    _show(
+        args,
+        facts,
+        f"perplexity {found.perplexity:.4f}, {found.bits_per_byte:.4f} bits per byte "
+        f"({found.scored_tokens} tokens, windows of {found.context_tokens})",
+    )
+    return 0
+
+
+def _show(args: argparse.Namespace, facts: dict[str, Any], text: str) -> None:
+    print(json.dumps(facts) if args.json else text)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="hetero-infer", description="One LLM over a pipeline of unlike devices.")
+    parser.add_argument("--version", action="version", version=__version__)
+    verbs = parser.add_subparsers(required=True, metavar="VERB")
+
+    def verb(name: str, run: Callable[[argparse.Namespace], int], help: str) -> argparse.ArgumentParser:
+        sub = verbs.add_parser(name, help=help, description=help)
+        sub.set_defaults(run=run)
+        sub.add_argument("-c", "--config", type=Path, default=Path("launch/batch.toml"), help="run.toml")
+        sub.add_argument("--json", action="store_true", help="one JSON object on stdout")
+        return sub
+
+    sub = verb("measure", _measure, "time one layer per choice, phase, batch and length on this device")
+    sub.add_argument("-o", "--output", type=Path, help="profile.csv (default: as the config says)")
+    sub = verb("sensitivity", _sensitivity, "what each choice for each layer costs in quality")
+    sub.add_argument("--method", default="variance", help="variance")
+    sub.add_argument("-o", "--output", type=Path, help="sensitivity.json (default: as the config says)")
+    sub = verb("plan", _plan, "the plan; measures first what it lacks")
+    sub.add_argument("-o", "--output", type=Path, help="plan.json (default: as the config says)")
+    sub = verb("check", _check, "check a plan again, also one edited by hand")
+    sub.add_argument("plan", type=Path)
+    sub = verb("simulate", _simulate, "run a plan's schedules event by event, without a model")
+    sub.add_argument("plan", type=Path)
+    sub.add_argument("--rows", type=int, default=40, help="of the drawing (default: 40)")
+    sub = verb("quantize", _quantize, "GPTQ of the layers a plan needs; those that are there are used again")
+    sub.add_argument("plan", type=Path)
+    sub.add_argument("-o", "--output", type=Path, help="checkpoint folder (default: as the config says)")
+    sub.add_argument("--stages", type=_numbers, help="only these stages, like 0,2")
+    sub = verb("evaluate", _evaluate, "perplexity in one process, of the plan's layers or unquantised")
+    sub.add_argument("checkpoint", type=Path, nargs="?", help="checkpoint folder; without it the model is unquantised")
+    sub.add_argument("--plan", type=Path, help="whose choices are evaluated (default: as the config says)")
+    sub.add_argument("--text", type=Path, help="(default: as the config says)")
+    return parser
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(number) for number in text.split(",")]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,168 @@
+"""Bytes of a stage, part by part, as the runtime allocates them. Rounded inward: never under.
+
+`element_bytes` is `Device.element_bytes` everywhere: what an unquantised weight, an activation and a KV entry take.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from hetero_infer.cost.comm import activation_message_bytes
+from hetero_infer.spec.choice import Choice
+from hetero_infer.spec.model import ModelSpec
+from hetero_infer.spec.plan import Plan
+from hetero_infer.spec.workload import Workload
+
+ATTENTION_BLOCK_TOKENS = 256  # prefill attends in blocks of this many queries
+SCORE_BYTES = LOGIT_BYTES = DEQUANTISE_BYTES = 4  # float32, whatever the device computes in
+HIDDEN_ACTIVATIONS = 6  # hidden-sized tensors alive at once in a decoder layer
+MLP_ACTIVATIONS = 3  # gate, up and their product
+MESSAGE_BUFFERS = 4  # two to receive into, two to send from
+
+
+@dataclass(frozen=True)
+class StageMemory:
+    """Bytes per part; the embedding and the head count as weights where they stand."""
+
+    weights: int
+    kv_cache: int
+    workspace: int
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.kv_cache + self.workspace
+
+
+def linear_bytes(out_features: int, in_features: int, choice: Choice, element_bytes: int) -> int:
+    """A Linear's weight; when quantised: `qweight`, `qzeros`, `scales` (fp16) and `g_idx` in the GPTQ layout."""
+    if not choice.is_quantised:
+        return out_features * in_features * element_bytes
+    groups = -(-in_features // choice.group_size)
+    qweight = _round_up(in_features, 32) * choice.bits // 32 * out_features * 4
+    qzeros = groups * (_round_up(out_features, 32) * choice.bits // 32) * 4
+    scales = groups * out_features * 2
+    g_idx = in_features * 4
+    return qweight + qzeros + scales + g_idx
+
+
+def decoder_layer_bytes(model: ModelSpec, choice: Choice, element_bytes: int) -> int:
+    """Weights of one decoder layer; its norms are never quantised."""
+    linears = sum(linear_bytes(n, k, choice, element_bytes) for n, k in model.linear_shapes.values())
+    return linears + model.norm_elements * element_bytes
+
+
+def end_layer_bytes(model: ModelSpec, is_first: bool, is_last: bool, element_bytes: int) -> int:
+    """Embedding and head of a stage. Tied weights are one tensor where both stand, else a copy each."""
+    table = model.vocab_size * model.hidden_size * element_bytes
+    norm = model.hidden_size * element_bytes
+    if is_first and is_last and model.tie_word_embeddings:
+        return table + norm
+    return is_first * table + is_last * (table + norm)
+
+
+def kv_cache_bytes(model: ModelSpec, workload: Workload, element_bytes: int) -> int:
+    """Of one decoder layer: a slot per sequence of the batch, each of whole blocks of tokens."""
+    return workload.batch_size * workload.slot_tokens * model.kv_elements_per_token * element_bytes
+
+
+def workspace_bytes(
+    model: ModelSpec,
+    workload: Workload,
+    prefill_size: int,
+    decode_size: int,
+    element_bytes: int,
+    *,
+    is_last: bool,
+    has_neighbours: bool,
+    dequantises: bool,
+) -> int:
+    """What is alive while a micro-batch is worked on: the larger of the two phases.
+
+    `prefill_size` and `decode_size` are sequences per micro-batch (η, ξ); `dequantises` says whether the stage has
+    a quantised layer, whose largest Linear is unpacked into a buffer.
+    """
+    shared = _dequantise_bytes(model, element_bytes) if dequantises else 0
+    phases = (
+        (prefill_size, workload.prompt_tokens, _prefill_score_bytes(model, workload)),
+        (decode_size, 1, _decode_score_bytes(model, workload, decode_size)),
+    )
+    return shared + max(
+        _activation_bytes(model, sequences * tokens, element_bytes)
+        + scores
+        + (sequences * model.vocab_size * LOGIT_BYTES if is_last else 0)
+        + (_message_buffer_bytes(model, sequences * tokens, element_bytes) if has_neighbours else 0)
+        for sequences, tokens, scores in phases
+    )
+
+
+def stage_memory(
+    model: ModelSpec,
+    workload: Workload,
+    prefill_size: int,
+    decode_size: int,
+    decoder_choices: Sequence[Choice],
+    element_bytes: int,
+    *,
+    is_first: bool,
+    is_last: bool,
+) -> StageMemory:
+    """A stage with these decoder layers, and with the embedding or the head where it is first or last."""
+    return StageMemory(
+        weights=sum(decoder_layer_bytes(model, choice, element_bytes) for choice in decoder_choices)
+        + end_layer_bytes(model, is_first, is_last, element_bytes),
+        kv_cache=len(decoder_choices) * kv_cache_bytes(model, workload, element_bytes),
+        workspace=workspace_bytes(
+            model,
+            workload,
+            prefill_size,
+            decode_size,
+            element_bytes,
+            is_last=is_last,
+            has_neighbours=not (is_first and is_last),
+            dequantises=any(choice.is_quantised for choice in decoder_choices),
+        ),
+    )
+
+
+def plan_memory(model: ModelSpec, plan: Plan) -> tuple[StageMemory, ...]:
+    """Every stage of a plan."""
+    return tuple(
+        stage_memory(
+            model,
+            plan.workload,
+            plan.prefill_micro_batch_size,
+            plan.decode_micro_batch_size,
+            [plan.decoder_choices[layer] for layer in plan.decoder_range(stage)],
+            plan.device_of(stage).element_bytes,
+            is_first=stage == 0,
+            is_last=stage == len(plan.stages) - 1,
+        )
+        for stage in range(len(plan.stages))
+    )
+
+
+def _round_up(value: int, multiple: int) -> int:
+    return -(-value // multiple) * multiple
+
+
+def _activation_bytes(model: ModelSpec, tokens: int, element_bytes: int) -> int:
+    per_token = HIDDEN_ACTIVATIONS * model.hidden_size + MLP_ACTIVATIONS * model.intermediate_size
+    return tokens * per_token * element_bytes
+
+
+def _prefill_score_bytes(model: ModelSpec, workload: Workload) -> int:
+    """One sequence at a time, a block of queries at a time; scores and their softmax."""
+    queries = min(ATTENTION_BLOCK_TOKENS, workload.prompt_tokens)
+    return model.num_attention_heads * queries * workload.prompt_tokens * SCORE_BYTES * 2
+
+
+def _decode_score_bytes(model: ModelSpec, workload: Workload, sequences: int) -> int:
+    return sequences * model.num_attention_heads * workload.slot_tokens * SCORE_BYTES * 2
+
+
+def _dequantise_bytes(model: ModelSpec, element_bytes: int) -> int:
+    """The largest Linear in float32 and in the device's type."""
+    return max(n * k for n, k in model.linear_shapes.values()) * (element_bytes + DEQUANTISE_BYTES)
+
+
+def _message_buffer_bytes(model: ModelSpec, tokens: int, element_bytes: int) -> int:
+    return MESSAGE_BUFFERS * activation_message_bytes(tokens, model.hidden_size, element_bytes)

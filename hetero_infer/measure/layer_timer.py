@@ -1,0 +1,208 @@
+"""Seconds of one layer on this machine's device: choice by phase by batch by length, with random weights.
+
+A point is the median of repeated passes over one micro-batch, collected in several sweeps over the grid, so that other
+work on the machine disturbs few of its samples. Choices take turns, so that drift hits all alike, and each pass takes
+the next of several copies of the layer, as a stage does, so that caches are not hotter than they will be. What a stage
+makes once per micro-batch (positions, rotary tables) is not counted.
+"""
+
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from hetero_infer.models import KVCache, MicroBatch, layers_of
+from hetero_infer.models.micro_batch import pad_rows
+from hetero_infer.quant.linear import QuantLinear
+from hetero_infer.spec import UNQUANTISED, Choice, ModelSpec, Phase, ProfileRow, ProfileTable, Workload
+from hetero_infer.spec.profile import EMBEDDING, HEAD
+
+NUM_COPIES = 3
+NUM_SWEEPS = 3
+WARM_UPS = 1  # these and the rest per sweep, point and choice
+MIN_REPETITIONS = 2
+ENOUGH_S = 0.02
+AT_MOST_S = 0.13
+
+
+@dataclass(frozen=True)
+class Point:
+    """A micro-batch to time: `batch` sequences, each with `input_tokens` new rows after `past_tokens`."""
+
+    phase: Phase
+    batch: int
+    input_tokens: int
+    past_tokens: int
+
+    def micro_batch(self, device: torch.device) -> MicroBatch:
+        slots = tuple(range(self.batch))
+        return MicroBatch(
+            self.phase, slots, (self.past_tokens,) * self.batch, (self.input_tokens,) * self.batch, device
+        )
+
+
+def grid(workload: Workload) -> list[Point]:
+    """Batches 1, 2, 4, … and B; prompts of half and full length; a past of the prompt and of all."""
+    doubling = {2**power for power in range(workload.batch_size.bit_length())}
+    batches = sorted(doubling | {workload.batch_size})
+    prompts = sorted({max(1, workload.prompt_tokens // 2), workload.prompt_tokens})
+    pasts = sorted({workload.prompt_tokens, workload.cache_tokens})
+    return [Point(Phase.PREFILL, batch, prompt, 0) for batch in batches for prompt in prompts] + [
+        Point(Phase.DECODE, batch, 1, past) for batch in batches for past in pasts
+    ]
+
+
+def measure_layers(
+    spec: ModelSpec,
+    model_name: str,
+    device_type: str,
+    choices: Sequence[Choice],
+    workload: Workload,
+    threads: int,
+    device: torch.device = torch.device("cpu"),  # noqa: B008 (immutable)
+    progress: bool = False,
+) -> ProfileTable:
+    """Time a decoder layer under each choice, the embedding and the head, over the grid of `workload`."""
+    dtype = torch.float32 if device.type == "cpu" else torch.float16
+    num_copies = min(NUM_COPIES, spec.num_hidden_layers)
+    with _threads(threads), torch.inference_mode():
+        stacks = {
+            choice: [random_layer(spec, 1 + copy, choice, dtype, device) for copy in range(num_copies)]
+            for choice in choices
+        }
+        embedding, head = (random_layer(spec, position, UNQUANTISED, dtype, device) for position in (0, -1))
+        cache = KVCache(
+            range(num_copies),
+            workload.batch_size,
+            workload.cache_tokens + 1,
+            spec.num_key_value_heads,
+            spec.head_dim,
+            dtype,
+            device,
+        )
+        points = grid(workload)
+        samples: dict[tuple[Point, str, Choice], list[float]] = defaultdict(list)
+        for point in tqdm(points * NUM_SWEEPS, desc="measure", unit="point", disable=not progress):
+            batch = point.micro_batch(device)
+            token_ids = torch.randint(spec.vocab_size, (batch.padded_rows,), device=device)
+            hidden = torch.randn(batch.padded_rows, spec.hidden_size, dtype=dtype, device=device)
+            ways: dict[tuple[Point, str, Choice], list[Callable[[], object]]] = {
+                (point, model_name, choice): [_pass(layer, hidden, batch, cache) for layer in stack]
+                for choice, stack in stacks.items()
+            }
+            ways[point, f"{model_name}#{EMBEDDING}", UNQUANTISED] = [_pass(embedding, token_ids, batch, cache)]
+            ways[point, f"{model_name}#{HEAD}", UNQUANTISED] = [_greedy_pass(head, hidden, batch, cache)]
+            for key, seconds in zip(ways, _seconds_in_turns(list(ways.values()), device), strict=True):
+                samples[key] += seconds
+    rows = [
+        _row(spec, device_type, name, choice, point, statistics.median(seconds))
+        for (point, name, choice), seconds in samples.items()
+    ]
+    return ProfileTable(tuple(rows), _header(threads, num_copies, dtype, device))
+
+
+def random_layer(spec: ModelSpec, position: int, choice: Choice, dtype: torch.dtype, device: torch.device) -> nn.Module:
+    """A layer with weights of a plausible size: what they are does not matter to the clock."""
+    with torch.device(device):
+        module = layers_of(spec)[position].build(choice).requires_grad_(False)
+    for parameter in module.parameters():  # buffers of quantised Linears keep their types
+        parameter.data = parameter.data.to(dtype)
+    for part in module.modules():
+        if isinstance(part, QuantLinear):
+            part.qweight.random_()
+            part.qzeros.random_()
+            part.scales.fill_(0.02 / 2**choice.bits)
+            part.g_idx.copy_(torch.arange(part.in_features, device=device) // choice.group_size)
+        elif isinstance(part, nn.Linear | nn.Embedding):
+            part.weight.normal_(std=0.02)
+    return module
+
+
+def _pass(layer: nn.Module, x: torch.Tensor, batch: MicroBatch, cache: KVCache) -> Callable[[], object]:
+    return lambda: layer(x, batch, cache)
+
+
+def _greedy_pass(head: nn.Module, hidden: torch.Tensor, batch: MicroBatch, cache: KVCache) -> Callable[[], object]:
+    """The newest row of each sequence through the head, and its most likely token."""
+    return lambda: head(pad_rows(hidden[batch.last_rows]), batch, cache).argmax(-1)
+
+
+def _seconds_in_turns(ways: Sequence[Sequence[Callable[[], object]]], device: torch.device) -> list[list[float]]:
+    """Of each pass of each way. The ways take turns; each goes through its copies in turn."""
+    samples: list[list[float]] = [[] for _ in ways]
+    unfinished = list(zip(ways, samples, strict=True))
+    repetition = -WARM_UPS
+    while unfinished:
+        for copies, taken in unfinished:
+            _synchronise(device)
+            start = time.perf_counter()
+            copies[repetition % len(copies)]()
+            _synchronise(device)
+            if repetition >= 0:
+                taken.append(time.perf_counter() - start)
+        unfinished = [(copies, taken) for copies, taken in unfinished if not _suffices(taken)]
+        repetition += 1
+    return samples
+
+
+def _suffices(seconds: Sequence[float]) -> bool:
+    return (len(seconds) >= MIN_REPETITIONS and sum(seconds) >= ENOUGH_S) or sum(seconds) >= AT_MOST_S
+
+
+def _synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _row(spec: ModelSpec, device_type: str, name: str, choice: Choice, point: Point, seconds: float) -> ProfileRow:
+    return ProfileRow(
+        device=device_type,
+        model=name,
+        hidden_size=spec.hidden_size,
+        intermediate_size=spec.intermediate_size,
+        bits=choice.bits,
+        group_size=choice.group_size,
+        activations=choice.activations,
+        phase=point.phase,
+        batch=point.batch,
+        input_tokens=point.input_tokens,
+        past_tokens=point.past_tokens,
+        seconds=seconds,
+    )
+
+
+def _header(threads: int, num_copies: int, dtype: torch.dtype, device: torch.device) -> dict[str, str]:
+    return {
+        "date": date.today().isoformat(),
+        "hardware": torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name(),
+        "threads": str(threads),
+        "torch": torch.__version__,
+        "dtype": str(dtype).removeprefix("torch."),
+        "copies": str(num_copies),
+    }
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return "unknown"
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")

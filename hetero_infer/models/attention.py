@@ -1,0 +1,71 @@
+"""Causal attention with grouped key-value heads over the slots of a `KVCache`."""
+
+import math
+
+import torch
+
+from hetero_infer.models.kv_cache import KVCache
+from hetero_infer.models.micro_batch import MicroBatch
+from hetero_infer.spec import Phase
+from hetero_infer.spec.workload import round_up_to_block
+
+QUERY_BLOCK = 256  # query rows whose scores exist at once in prefill
+
+
+def attend(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layer: int, batch: MicroBatch, cache: KVCache
+) -> torch.Tensor:
+    """Store `key` and `value` `[rows, kv_heads, head_dim]`, then attend with `query` `[rows, heads, head_dim]`.
+
+    Gives `[rows, heads · head_dim]`, zero in padding rows.
+    """
+    output = query.new_zeros(len(query), query.shape[1] * query.shape[2])
+    keys, values = cache.keys[layer], cache.values[layer]
+    if batch.phase is Phase.DECODE:
+        live = batch.live_rows
+        positions = batch.positions[:live]
+        keys[batch.slot_index, :, positions] = key[:live]
+        values[batch.slot_index, :, positions] = value[:live]
+        output[:live] = _decode(query[:live], keys, values, batch)
+        return output
+    for slot, past, rows in zip(batch.slots, batch.past_tokens, batch.row_ranges, strict=True):
+        end = past + rows.stop - rows.start
+        keys[slot, :, past:end] = key[rows].transpose(0, 1)
+        values[slot, :, past:end] = value[rows].transpose(0, 1)
+        output[rows] = _prefill(query[rows], keys[slot, :, :end], values[slot, :, :end], past)
+    return output
+
+
+def _prefill(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, past: int) -> torch.Tensor:
+    """One sequence: `query` `[new, heads, head_dim]`, `keys` and `values` `[kv_heads, past + new, head_dim]`."""
+    new, heads, head_dim = query.shape
+    kv_heads, tokens, _ = keys.shape
+    grouped = query.view(new, kv_heads, heads // kv_heads, head_dim).permute(1, 2, 0, 3)
+    key_position = torch.arange(tokens, device=query.device)
+    blocks = []
+    for first in range(0, new, QUERY_BLOCK):
+        block = grouped[:, :, first : first + QUERY_BLOCK]
+        scores = block @ keys.unsqueeze(1).transpose(2, 3) / math.sqrt(head_dim)
+        query_position = past + first + torch.arange(block.shape[2], device=query.device)
+        scores.masked_fill_(key_position > query_position[:, None], -math.inf)
+        weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(values.dtype)
+        blocks.append(weights @ values.unsqueeze(1))
+    return torch.cat(blocks, dim=2).permute(2, 0, 1, 3).reshape(new, heads * head_dim)
+
+
+def _decode(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, batch: MicroBatch) -> torch.Tensor:
+    """One row per sequence: `query` `[sequences, heads, head_dim]` over whole caches `keys`, `values`."""
+    sequences, heads, head_dim = query.shape
+    kv_heads = keys.shape[1]
+    lengths = batch.positions[:sequences] + 1
+    tokens = round_up_to_block(max(batch.past_tokens) + 1)  # so that reductions keep their order
+    first, last = batch.slots[0], batch.slots[-1]
+    if batch.slots == tuple(range(first, last + 1)):  # neighbours: a view serves
+        keys, values = keys[first : last + 1, :, :tokens], values[first : last + 1, :, :tokens]
+    else:
+        keys, values = keys[batch.slot_index, :, :tokens], values[batch.slot_index, :, :tokens]
+    scores = query.view(sequences, kv_heads, heads // kv_heads, head_dim) @ keys.transpose(2, 3) / math.sqrt(head_dim)
+    beyond = torch.arange(tokens, device=query.device) >= lengths[:, None]
+    scores.masked_fill_(beyond[:, None, None, :], -math.inf)
+    weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(values.dtype)
+    return (weights @ values).view(sequences, heads * head_dim)

@@ -1,0 +1,58 @@
+"""From a plan to one stage's running engine: load its layers, hold it to its memory budget."""
+
+from hetero_infer.checkpoint.loading import load_layer
+from hetero_infer.checkpoint.model_folder import ModelFolder
+from hetero_infer.checkpoint.shards import ShardStore
+from hetero_infer.cost.memory import plan_memory
+from hetero_infer.models import KVCache
+from hetero_infer.pipeline.device import Runtime
+from hetero_infer.pipeline.engine import HeteroPipelineEngine
+from hetero_infer.pipeline.message import MessageFormat
+from hetero_infer.pipeline.module import PlannedLayer, PlannedPipelineModule
+from hetero_infer.spec import InfeasibleError, Plan
+
+MIB = 2**20
+
+
+def build_engine(
+    plan: Plan, stage: int, folder: ModelFolder, shards: ShardStore | None, runtime: Runtime
+) -> HeteroPipelineEngine:
+    """The engine of `stage`; the process group of all stages is there already.
+
+    Raises `InfeasibleError` when weights, KV cache and workspace pass the memory of the stage's device.
+    """
+    spec, device = folder.spec, plan.device_of(stage)
+
+    def planned(position: int) -> PlannedLayer:
+        choice = plan.layer_choices[position]
+        return PlannedLayer(lambda: load_layer(folder, position, choice, shards, runtime.dtype, runtime.device))
+
+    module = PlannedPipelineModule([planned(position) for position in range(spec.num_layers)], plan.bounds)
+    if len(plan.stages) == 1 and spec.tie_word_embeddings:
+        module.forward_funcs[-1].lm_head.weight = module.forward_funcs[0].weight
+    cache = KVCache(
+        plan.decoder_range(stage),
+        plan.workload.batch_size,
+        plan.workload.cache_tokens,
+        spec.num_key_value_heads,
+        spec.head_dim,
+        runtime.dtype,
+        runtime.device,
+    )
+    weight_bytes = sum({t.data_ptr(): t.nbytes for t in (*module.parameters(), *module.buffers())}.values())
+    used_bytes = weight_bytes + cache.num_bytes + plan_memory(spec, plan)[stage].workspace
+    if used_bytes > device.memory_bytes:
+        raise InfeasibleError(
+            f"stage {stage} on {device.name} holds {used_bytes / MIB:.1f} MiB and may use "
+            f"{device.memory_bytes / MIB:.1f}; give it fewer layers or bits, lower batch_size, or raise its memory"
+        )
+    prefill_rows = plan.prefill_micro_batch_size * plan.workload.prompt_tokens
+    format = MessageFormat(
+        max_sequences=max(plan.prefill_micro_batch_size, plan.decode_micro_batch_size),
+        max_rows=max(prefill_rows, plan.decode_micro_batch_size),
+        hidden_size=spec.hidden_size,
+        dtype=runtime.dtype,
+    )
+    return HeteroPipelineEngine(
+        module, cache, format, plan.prefill_micro_batch_size, plan.decode_micro_batch_size, device.slowdown
+    )

@@ -1,0 +1,109 @@
+"""Bytes between stages: activations forward, tokens back, and the announcement of what comes next."""
+
+from collections import deque
+
+import torch
+import torch.distributed
+
+from hetero_infer.models import MicroBatch
+from hetero_infer.pipeline.message import Message, MessageFormat
+from hetero_infer.spec import Phase
+
+BUFFERS = 2  # per direction: one on its way while the other is worked on
+
+
+class ActivationChannel:
+    """Messages to the next stage and from the previous one; sends and receives overlap the computation."""
+
+    def __init__(self, format: MessageFormat, stage: int, num_stages: int, device: torch.device) -> None:
+        self.format = format
+        self.previous_rank = stage - 1 if stage > 0 else None
+        self.next_rank = stage + 1 if stage + 1 < num_stages else None
+        self.exact_sizes = torch.distributed.get_backend() == "nccl"
+        self._sending: deque[tuple[torch.distributed.Work, torch.Tensor]] = deque()
+        self._free = self._buffers(device, wanted=self.next_rank is not None)
+        self._incoming: deque[tuple[torch.distributed.Work, torch.Tensor]] = deque()
+        self._spare = self._buffers(device, wanted=self.previous_rank is not None)
+        self._reading: torch.Tensor | None = None
+
+    def _buffers(self, device: torch.device, wanted: bool) -> deque[torch.Tensor]:
+        sizes = [self.format.buffer_bytes] * (BUFFERS if wanted else 0)
+        return deque(torch.empty(size, dtype=torch.uint8, device=device) for size in sizes)
+
+    @property
+    def num_bytes(self) -> int:
+        ends = (self.previous_rank is not None) + (self.next_rank is not None)
+        return ends * BUFFERS * self.format.buffer_bytes
+
+    def send(self, message: Message) -> None:
+        """Start the transfer; waits only if all send buffers are still on their way."""
+        if not self._free:
+            work, buffer = self._sending.popleft()
+            work.wait()
+            self._free.append(buffer)
+        buffer = self._free.popleft()
+        self.format.write(message, buffer)
+        sent = buffer if self.exact_sizes else buffer[: self.format.message_bytes(message)]
+        self._sending.append((torch.distributed.isend(sent, self.next_rank), buffer))
+
+    def receive(self) -> Message:
+        """Wait for the next message. Its rows are valid until the next call, which starts the one after."""
+        if self._reading is not None:
+            self._spare.append(self._reading)
+        while self._spare:
+            buffer = self._spare.popleft()
+            self._incoming.append((torch.distributed.irecv(buffer, self.previous_rank), buffer))
+        work, self._reading = self._incoming.popleft()
+        work.wait()
+        return self.format.read(self._reading)
+
+    def close(self) -> None:
+        """Use up the receive that is posted ahead, with an empty message, and see every send through."""
+        if self._sending:
+            self.send(Message(0, MicroBatch(Phase.PREFILL, (), (), ()), (), torch.empty(0)))
+        for work, _ in (*self._incoming, *self._sending):
+            work.wait()
+
+
+class TokenRing:
+    """Tokens from the last stage to the first, and announcements from the first to all.
+
+    A gloo group of its own: on NCCL forward and return between the same two ranks would share a communicator and can
+    deadlock, and tokens are wanted in host memory anyway.
+    """
+
+    def __init__(self, stage: int, num_stages: int, max_sequences: int) -> None:
+        self.num_stages = num_stages
+        self.max_sequences = max_sequences
+        self.group = torch.distributed.new_group(backend="gloo")
+        self._sending: deque[tuple[torch.distributed.Work, torch.Tensor]] = deque()
+        self._local: deque[torch.Tensor] = deque()  # of a pipeline of one stage
+
+    def send(self, phase: Phase, micro_batch: int, tokens: list[int]) -> None:
+        while self._sending and self._sending[0][0].is_completed():
+            self._sending.popleft()
+        content = torch.tensor([phase is Phase.DECODE, micro_batch, len(tokens), *tokens], dtype=torch.int64)
+        if self.num_stages == 1:
+            self._local.append(content)
+        else:
+            self._sending.append((torch.distributed.isend(content, 0, group=self.group), content))
+
+    def receive(self, phase: Phase, micro_batch: int) -> list[int]:
+        content = torch.empty(3 + self.max_sequences, dtype=torch.int64)
+        if self.num_stages == 1:
+            content = self._local.popleft()
+        else:
+            torch.distributed.recv(content, self.num_stages - 1, group=self.group)
+        is_decode, index, count, *tokens = content.tolist()
+        if (bool(is_decode), index) != (phase is Phase.DECODE, micro_batch):
+            raise RuntimeError(f"awaited tokens of {phase.value} micro-batch {micro_batch}, got those of {index}")
+        return tokens[:count]
+
+    def announce(self, *numbers: int) -> None:
+        """First stage: tell every stage what comes next."""
+        torch.distributed.broadcast(torch.tensor(numbers), 0, group=self.group)
+
+    def await_announcement(self, count: int) -> list[int]:
+        numbers = torch.empty(count, dtype=torch.int64)
+        torch.distributed.broadcast(numbers, 0, group=self.group)
+        return numbers.tolist()

@@ -1,0 +1,107 @@
+"""The worker: one process, one stage. Started by a supervisor, which it obeys over its channel (docs/supervisor.md).
+
+python -m hetero_infer.pipeline.worker --plan plan.json --config run.toml --stage 0
+"""
+
+import argparse
+import logging
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+from hetero_infer.spec import HeteroInferError, InputError, Plan, RunConfig
+from hetero_infer.supervisor.channel import WorkerChannel
+
+
+def main() -> int:
+    channel = WorkerChannel.from_environment()  # first: its heartbeat covers what takes long below
+    parser = argparse.ArgumentParser(description="One stage of a pipeline; a supervisor starts it.")
+    parser.add_argument("--plan", type=Path, required=True)
+    parser.add_argument("--config", type=Path, required=True)
+    parser.add_argument("--stage", type=int, required=True)
+    args = parser.parse_args()
+    try:
+        _work(channel, Plan.load(args.plan), RunConfig.load(args.config), args.stage)
+    except Exception as error:
+        if not isinstance(error, HeteroInferError):
+            traceback.print_exc()
+        channel.send({"event": "failed", "error": str(error) or repr(error)})
+        return error.exit_code if isinstance(error, HeteroInferError) else 1
+    return 0
+
+
+def _work(channel: WorkerChannel, plan: Plan, config: RunConfig, stage: int) -> None:
+    from hetero_infer.pipeline.device import join_process_group
+
+    runtime = join_process_group(plan.device_of(stage))
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+
+    from hetero_infer.checkpoint.model_folder import ModelFolder  # what imports DeepSpeed comes after joining
+    from hetero_infer.checkpoint.shards import ShardStore
+    from hetero_infer.pipeline.stage import build_engine
+
+    folder = ModelFolder(config.model)
+    if folder.digest != plan.model["digest"]:
+        raise InputError(
+            f"the plan is for the model {plan.model['digest']} ({plan.model['path']}), and {config.model} is "
+            f"{folder.digest}; plan again"
+        )
+    is_quantised = any(choice.is_quantised for choice in plan.stages[stage].layers)
+    shards = ShardStore.of_model(config.checkpoint, folder.digest) if is_quantised else None
+    engine = build_engine(plan, stage, folder, shards, runtime)
+    if stage > 0:
+        engine.follow()
+        channel.send({"event": "ready"})
+        while engine.follow():
+            pass
+        return
+    engine.generate(_warm_up_batch(plan))
+    channel.send({"event": "ready"})
+    while (command := channel.receive())["command"] != "shutdown":
+        _generate(channel, engine, command["requests"])
+    engine.shut_down()
+
+
+def _warm_up_batch(plan: Plan) -> list[Any]:
+    """A full batch of the plan's prompts and two tokens: the first request shall not pay for first times."""
+    from hetero_infer.pipeline.generation import Sequence
+
+    workload = plan.workload
+    new_tokens = min(2, workload.new_tokens)
+    return [Sequence("warm-up", (0,) * workload.prompt_tokens, new_tokens) for _ in range(workload.batch_size)]
+
+
+def _generate(channel: WorkerChannel, engine: Any, requests: list[dict[str, Any]]) -> None:
+    from hetero_infer.pipeline.generation import Sequence
+    from hetero_infer.pipeline.sampling import Sampling
+
+    def report(sequence: Sequence) -> None:
+        channel.send({"event": "tokens", "request": sequence.request, "tokens": sequence.tokens[-1:]})
+        if sequence.finish_reason:
+            channel.send({"event": "finished", "request": sequence.request, "reason": sequence.finish_reason})
+
+    sequences = [
+        Sequence(
+            request["id"],
+            tuple(request["prompt"]),
+            request["max_tokens"],
+            Sampling(request["temperature"], request["top_p"], request["seed"]),
+            frozenset(request["stop_ids"]),
+        )
+        for request in requests
+    ]
+    seconds = engine.generate(sequences, report)
+    channel.send(
+        {
+            "event": "batch_done",
+            "prefill_s": seconds.prefill_s,
+            "decode_s": seconds.decode_s,
+            "prompt_tokens": sum(len(sequence.prompt) for sequence in sequences),
+            "new_tokens": sum(len(sequence.tokens) for sequence in sequences),
+        }
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,64 @@
+"""Re-check a plan, also a hand-edited one, without the MILP: from the plan itself and `cost/memory.py`."""
+
+import math
+
+from hetero_infer.cost.memory import plan_memory
+from hetero_infer.planner.problem import QUALITY_TOLERANCE
+from hetero_infer.spec.choice import UNQUANTISED
+from hetero_infer.spec.model import ModelSpec
+from hetero_infer.spec.plan import Plan
+from hetero_infer.spec.sensitivity import SensitivityTable
+
+MIB = 2**20
+
+
+def check_plan(plan: Plan, model: ModelSpec, sensitivity: SensitivityTable) -> list[str]:
+    """Every violation in a sentence; an empty list means that the plan can run and keeps its quality limit."""
+    if plan.model["num_hidden_layers"] != model.num_hidden_layers:
+        return [
+            f"the plan is for {plan.model['num_hidden_layers']} decoder layers, the model has {model.num_hidden_layers}"
+        ]
+    return [*_end_violations(plan), *_memory_violations(plan, model), *_quality_violations(plan, sensitivity)]
+
+
+def missing_mib(num_bytes: float) -> str:
+    """MiB with one decimal, rounded up: adding them is enough."""
+    return f"{math.ceil(num_bytes / MIB * 10) / 10:.1f} MiB"
+
+
+def _end_violations(plan: Plan) -> list[str]:
+    ends = {"embedding": plan.layer_choices[0], "head": plan.layer_choices[-1]}
+    return [
+        f"the {kind} has {choice} bits; only 16 bits is implemented for it"
+        for kind, choice in ends.items()
+        if choice != UNQUANTISED
+    ]
+
+
+def _memory_violations(plan: Plan, model: ModelSpec) -> list[str]:
+    violations = []
+    for stage, memory in enumerate(plan_memory(model, plan)):
+        device = plan.device_of(stage)
+        if memory.total > device.memory_bytes:
+            violations.append(
+                f"stage {stage} ({device.type} on {device.name}) needs {missing_mib(memory.total)} and has "
+                f"{device.memory_bytes / MIB:.1f}, it lacks {missing_mib(memory.total - device.memory_bytes)}; "
+                "give it fewer bits or fewer layers, or lower batch_size"
+            )
+    return violations
+
+
+def _quality_violations(plan: Plan, sensitivity: SensitivityTable) -> list[str]:
+    unknown = {choice for choice in plan.decoder_choices if choice not in sensitivity.choices}
+    if unknown:
+        return [f"the sensitivity table has no {choice} bits; take a choice it has" for choice in sorted(unknown)]
+    if plan.quality is None:
+        return []
+    loss = math.fsum(sensitivity.of(layer, choice) for layer, choice in enumerate(plan.decoder_choices))
+    limit, largest = plan.quality.limit, max(max(row) for row in sensitivity.omega)
+    if loss <= limit + QUALITY_TOLERANCE * largest:
+        return []
+    return [
+        f"Σω = {loss:.6g} {sensitivity.unit} is over the limit of {limit:.6g}; "
+        "give some layers more bits or raise max_perplexity_increase"
+    ]

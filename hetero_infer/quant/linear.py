@@ -1,0 +1,69 @@
+"""The Linear of a layer under a choice: torch's own at 16 bits, `QuantLinear` below."""
+
+import torch
+from torch import nn
+
+from hetero_infer.quant.packing import pack_codes, pad_to_block, unpack_codes
+from hetero_infer.spec import Choice
+
+SMALLEST_SCALE = 2.0**-24  # above 0 in float16: a group of nearly 0 must not be divided by 0
+
+
+def linear_for(choice: Choice, in_features: int, out_features: int) -> nn.Module:
+    """An empty Linear without bias, ready for its weights."""
+    if choice.is_quantised:
+        return QuantLinear(choice, in_features, out_features)
+    return nn.Linear(in_features, out_features, bias=False)
+
+
+class QuantLinear(nn.Module):
+    """A Linear whose weights stay packed; a forward pass dequantises them and multiplies.
+
+    The buffers follow the GPTQ checkpoint convention, with K = in_features and N = out_features rounded up to 32
+    where packing needs it: `qweight` int32 `[K·b/32, N]`, `qzeros` int32 `[groups, N·b/32]` holding zero - 1,
+    `scales` float16 `[groups, N]`, `g_idx` int32 `[K]`.
+    """
+
+    def __init__(self, choice: Choice, in_features: int, out_features: int) -> None:
+        super().__init__()
+        self.choice = choice
+        self.in_features = in_features
+        self.out_features = out_features
+        bits, groups = choice.bits, -(-in_features // choice.group_size)
+        packed_rows = pad_to_block(in_features) * bits // 32
+        packed_zeros = pad_to_block(out_features) * bits // 32
+        self.register_buffer("qweight", torch.zeros(packed_rows, out_features, dtype=torch.int32))
+        self.register_buffer("qzeros", torch.zeros(groups, packed_zeros, dtype=torch.int32))
+        self.register_buffer("scales", torch.zeros(groups, out_features, dtype=torch.float16))
+        self.register_buffer("g_idx", torch.zeros(in_features, dtype=torch.int32))
+
+    def dequantised(self, dtype: torch.dtype) -> torch.Tensor:
+        """The weight, `[in_features, out_features]`."""
+        bits = self.choice.bits
+        codes = unpack_codes(self.qweight, bits, self.in_features)
+        zeros = unpack_codes(self.qzeros.t(), bits, self.out_features).t().add(1).bitwise_and_(2**bits - 1)
+        group = self.g_idx.long()
+        return codes.sub_(zeros[group]).to(dtype).mul_(self.scales.to(dtype)[group])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """`[rows, in_features]` to `[rows, out_features]`."""
+        return x @ self.dequantised(x.dtype)
+
+
+def pack_linear(
+    weight: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor, g_idx: torch.Tensor, bits: int
+) -> dict[str, torch.Tensor]:
+    """The buffers of a `QuantLinear` from a weight that already lies on its grid.
+
+    `weight` is `[out, in]`, `scales` and `zeros` are `[out, groups]`, `g_idx` is `[in]`.
+    """
+    group = g_idx.long()
+    scales = scales.to(torch.float16).clamp_(min=SMALLEST_SCALE)
+    codes = torch.round(weight / scales.to(weight.dtype)[:, group] + zeros[:, group]).clamp_(0, 2**bits - 1)
+    stored_zeros = (zeros.to(torch.int64) - 1) & (2**bits - 1)
+    return {
+        "qweight": pack_codes(codes.t().to(torch.int64), bits),
+        "qzeros": pack_codes(stored_zeros, bits).t().contiguous(),
+        "scales": scales.t().contiguous(),
+        "g_idx": g_idx.to(torch.int32),
+    }

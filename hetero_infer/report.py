@@ -1,0 +1,58 @@
+"""What people are shown of a plan: tables of text."""
+
+import itertools
+from collections.abc import Sequence
+
+from hetero_infer.spec import Choice, Plan
+
+MIB = 2**20
+
+
+def plan_table(plan: Plan) -> str:
+    """Stages, bits, memory and seconds, then the promise and how sure it is."""
+    assert plan.estimate and plan.quality and plan.solver, "a plan that the planner made"
+    estimate, quality, solver = plan.estimate, plan.quality, plan.solver
+    rows = [("stage", "device", "layers", "bits", "memory MiB", "prefill ms", "decode ms")]
+    for stage in range(len(plan.stages)):
+        device, layers = plan.device_of(stage), plan.decoder_range(stage)
+        used = sum(estimate.memory_bytes[stage].values())
+        seconds = estimate.stage_seconds[stage]
+        rows.append(
+            (
+                str(stage),
+                f"{device.name} {device.type}" + (f" /{device.slowdown:g}" if device.slowdown > 1 else ""),
+                f"{layers.start}-{layers.stop - 1} ({len(layers)})",
+                run_lengths([plan.decoder_choices[layer] for layer in layers]),
+                f"{used / MIB:.1f} of {device.memory_bytes / MIB:.1f}",
+                f"{seconds['prefill'] * 1e3:.1f}",
+                f"{seconds['decode'] * 1e3:.1f}",
+            )
+        )
+    batch = plan.workload.batch_size
+    lines = [
+        text_table(rows),
+        f"prefill: micro-batches of {plan.prefill_micro_batch_size}, decode: of {plan.decode_micro_batch_size} "
+        f"(batch {batch}, {plan.workload.prompt_tokens} prompt + {plan.workload.new_tokens} new tokens)",
+        f"predicted: prefill {estimate.prefill_s:.2f} s, decode {estimate.decode_s:.2f} s, "
+        f"{estimate.tokens_per_s:.1f} tokens/s",
+        f"quality: {quality.predicted:.4f} of {quality.limit:.4f} {quality.unit} "
+        f"(perplexity +{quality.max_perplexity_increase:.1%} at most)",
+        f"solver: {solver.name}, {solver.status} in {solver.seconds:.1f} s, closed form {solver.objective:.4f} s, "
+        f"bound {solver.bound:.4f} s, gap {solver.gap:.2%}",
+    ]
+    if any(device.is_emulated for device in plan.devices):
+        lines.append("devices are emulated: cpu processes with a memory budget, slowed by sleeping where /x is said")
+    return "\n".join(lines)
+
+
+def run_lengths(choices: Sequence[Choice]) -> str:
+    """``"2x4 1x8"``: two layers at 4 bits, then one at 8."""
+    groups = ((bits, len(list(group))) for bits, group in itertools.groupby(choice.bits for choice in choices))
+    return " ".join(f"{count}x{bits}" for bits, count in groups)
+
+
+def text_table(rows: Sequence[Sequence[str]]) -> str:
+    """Columns as wide as their widest cell; the first row is the head."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])

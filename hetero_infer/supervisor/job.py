@@ -1,0 +1,27 @@
+"""`Job`: what a run is for (serving, a batch), and `RunningPipeline`: what rank 0 hands it once all are ready."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from hetero_infer.spec import Plan, RunConfig
+
+
+class RunningPipeline:
+    """Commands to the first stage's worker, and its events. ``docs/supervisor.md`` has both."""
+
+    def __init__(self, plan: Plan, send: Callable[[dict[str, Any]], None], events: asyncio.Queue[dict[str, Any]]):
+        self.plan = plan
+        self.send = send
+        self.receive = events.get
+
+
+class Job(Protocol):
+    """`open` runs before anything is planned, so that a bad path or a port in use is said at once. `run` is cancelled
+    when the pipeline fails or a signal comes, which ends the run with `exit_code_if_interrupted`."""
+
+    exit_code_if_interrupted: int
+
+    def open(self, config: RunConfig) -> None: ...
+
+    async def run(self, pipeline: RunningPipeline) -> None: ...

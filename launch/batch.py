@@ -1,0 +1,48 @@
+"""A batch job: `deepspeed --hostfile hostfiles/mix launch/batch.py -i in.jsonl -o out.jsonl`, or under `mpirun`."""
+
+import argparse
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+from hetero_infer.serving.batch_file import BatchJob, BatchSummary
+from hetero_infer.spec.files import write_atomically
+from hetero_infer.supervisor.setup import Commands, Limits, Setup
+from hetero_infer.supervisor.supervise import supervise
+
+
+def main(commands: Commands = Commands(), limits: Limits = Limits()) -> int:  # noqa: B008 (both are frozen)
+    parser = argparse.ArgumentParser(description="Answer a file of OpenAI batch lines over the pipeline.")
+    parser.add_argument("-i", "--input", type=Path, required=True, metavar="IN.jsonl")
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT.jsonl")
+    parser.add_argument("-c", "--config", type=Path, default=Path("launch/batch.toml"))
+    parser.add_argument("--plan", type=Path, help="use this plan.json instead of making one")
+    parser.add_argument("--summary", type=Path, help="write the summary there, as JSON")
+    parser.add_argument("--local_rank", "--local-rank", help="given by the launcher; not used")
+    args = parser.parse_args()
+    job = BatchJob(args.input, args.output)
+    exit_code = supervise(job, Setup(args.config, args.plan, commands, limits))
+    if job.summary and exit_code == 0:
+        print(as_table(job.summary))
+        if args.summary:
+            write_atomically(args.summary, json.dumps(asdict(job.summary), indent=1) + "\n")
+    return exit_code
+
+
+def as_table(summary: BatchSummary) -> str:
+    rows = [
+        ("requests", f"{summary.requests} ({summary.failed} failed)"),
+        ("prefill", _rate(summary.prompt_tokens, summary.prefill_s)),
+        ("decode", _rate(summary.new_tokens, summary.decode_s)),
+    ]
+    return "\n".join(f"{name:10}{value}" for name, value in rows)
+
+
+def _rate(tokens: int, seconds: float) -> str:
+    rate = f" = {tokens / seconds:.1f} tokens/s" if seconds else ""
+    return f"{tokens} tokens in {seconds:.2f} s{rate}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,213 @@
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save
+
+import hetero_infer.checkpoint.quantise as quantise
+from hetero_infer.checkpoint.calibration import CalibratedLayer
+from hetero_infer.checkpoint.loading import load_layer
+from hetero_infer.checkpoint.local_model import single_process_model
+from hetero_infer.checkpoint.model_folder import ModelFolder
+from hetero_infer.checkpoint.quantise import quantise_layers
+from hetero_infer.checkpoint.shards import ShardStore
+from hetero_infer.checkpoint.text import CalibrationWindows
+from hetero_infer.quant.linear import QuantLinear
+from hetero_infer.spec import UNQUANTISED, Choice, InputError
+from tests.tiny_model import write_tiny_model
+
+MIXED = (Choice(3, 32), Choice(4, 64), UNQUANTISED, Choice(8, 32))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> ModelFolder:
+    return ModelFolder(write_tiny_model(tmp_path_factory.mktemp("model"), num_hidden_layers=4))
+
+
+@pytest.fixture(scope="module")
+def windows() -> CalibrationWindows:
+    return some_windows(0)
+
+
+def some_windows(seed: int) -> CalibrationWindows:
+    return CalibrationWindows(torch.randint(99, (4, 32), generator=torch.Generator().manual_seed(seed)))
+
+
+@pytest.fixture(scope="module")
+def shards(
+    folder: ModelFolder, windows: CalibrationWindows, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[ShardStore]:
+    yield quantise_layers(folder, enumerate(MIXED), windows, tmp_path_factory.mktemp("checkpoint"))
+
+
+@pytest.fixture
+def layers_made(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, Choice]]:
+    """What is quantised from now on."""
+    made: list[tuple[int, Choice]] = []
+    original = quantise._quantise
+
+    def spy(layer: CalibratedLayer, choice: Choice, shards: ShardStore) -> None:
+        made.append((layer.index, choice))
+        original(layer, choice, shards)
+
+    monkeypatch.setattr(quantise, "_quantise", spy)
+    return made
+
+
+def test_a_mixed_model_equals_one_with_the_dequantised_weights(folder: ModelFolder, shards: ShardStore) -> None:
+    mixed = single_process_model(folder, MIXED, shards)
+    plain = single_process_model(folder, MIXED, shards, dequantised=True)
+    assert sum(isinstance(part, QuantLinear) for layer in mixed.layers for part in layer.modules()) == 21
+    assert not any(isinstance(part, QuantLinear) for layer in plain.layers for part in layer.modules())
+    prompts = [[1, 2, 3], [5, 8], list(range(40))]
+    for ours, theirs in zip(mixed.greedy_logits(prompts, 10), plain.greedy_logits(prompts, 10), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_more_bits_lie_nearer_to_the_unquantised_model(
+    folder: ModelFolder, windows: CalibrationWindows, tmp_path: Path
+) -> None:
+    choices = [Choice(bits, 32) for bits in (3, 4, 8)]
+    shards = quantise_layers(folder, [(0, choice) for choice in choices], windows, tmp_path)
+    text = torch.arange(50)[None]
+    exact = single_process_model(folder).logits(text)
+    errors = [
+        (single_process_model(folder, [choice, *MIXED[2:3] * 3], shards).logits(text) - exact).norm().item()
+        for choice in choices
+    ]
+    assert errors[0] > errors[1] > errors[2] > 0
+
+
+def test_a_worker_finds_its_shards_by_the_models_digest(folder: ModelFolder, shards: ShardStore) -> None:
+    found = ShardStore.of_model(shards.path, folder.digest)
+    assert found.recipe == shards.recipe
+    expected = load_layer(folder, 1, MIXED[0], shards).state_dict()
+    for name, tensor in load_layer(folder, 1, MIXED[0], found).state_dict().items():
+        assert torch.equal(tensor, expected[name])
+
+
+def test_a_worker_without_a_quantised_checkpoint_is_told_so(folder: ModelFolder, shards: ShardStore) -> None:
+    with pytest.raises(InputError, match="nothing there for the model 0123"):
+        ShardStore.of_model(shards.path, "0123")
+    with pytest.raises(InputError, match="layer 0 at 8g32 is not there; quantise it first"):
+        load_layer(folder, 1, Choice(8, 32), shards)
+
+
+def test_a_quantised_layer_reads_its_norms_and_its_shard_only(
+    folder: ModelFolder, shards: ShardStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+    tensor = ModelFolder.tensor
+    monkeypatch.setattr(ModelFolder, "tensor", lambda folder, name: read.append(name) or tensor(folder, name))
+    load_layer(folder, 1, MIXED[0], shards)
+    assert sorted(read) == [
+        "model.layers.0.input_layernorm.weight",
+        "model.layers.0.post_attention_layernorm.weight",
+    ]
+
+
+def test_what_is_there_is_not_made_again(
+    folder: ModelFolder, windows: CalibrationWindows, tmp_path: Path, layers_made: list[tuple[int, Choice]]
+) -> None:
+    quantise_layers(folder, [(0, MIXED[0]), (1, MIXED[1])], windows, tmp_path)
+    layers_made.clear()
+    quantise_layers(folder, [(0, MIXED[0]), (1, MIXED[1]), (2, MIXED[1]), (3, UNQUANTISED)], windows, tmp_path)
+    assert layers_made == [(2, MIXED[1])]
+
+
+def test_nothing_missing_means_no_pass_and_no_auto_gptq(
+    folder: ModelFolder, windows: CalibrationWindows, shards: ShardStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quantise, "calibrate", None)
+    quantise_layers(folder, enumerate(MIXED), windows, shards.path)
+
+
+def test_the_pass_ends_after_the_last_layer_that_lacks_a_shard(
+    folder: ModelFolder, windows: CalibrationWindows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = []
+    monkeypatch.setattr(
+        "hetero_infer.checkpoint.calibration.load_layer",
+        lambda folder, position: loaded.append(position) or load_layer(folder, position),
+    )
+    quantise_layers(folder, [(1, MIXED[0])], windows, tmp_path)
+    assert loaded == [0, 1, 2]
+
+
+def test_another_text_choice_layer_or_weight_is_another_shard(
+    folder: ModelFolder, windows: CalibrationWindows, tmp_path: Path
+) -> None:
+    other_model = ModelFolder(write_tiny_model(tmp_path / "other", seed=7, num_hidden_layers=4))
+    same, other_text, other_weights = (
+        quantise_layers(model, [], text, tmp_path / "checkpoint")
+        for model, text in [(folder, windows), (folder, some_windows(1)), (other_model, windows)]
+    )
+    names = [
+        same.file_of(0, MIXED[0]),
+        same.file_of(1, MIXED[0]),
+        same.file_of(0, MIXED[1]),
+        other_text.file_of(0, MIXED[0]),
+        other_weights.file_of(0, MIXED[0]),
+    ]
+    assert len(set(names)) == len(names)
+
+
+def test_the_same_inputs_make_the_same_bytes(
+    folder: ModelFolder, windows: CalibrationWindows, shards: ShardStore, tmp_path: Path
+) -> None:
+    again = quantise_layers(folder, [(0, MIXED[0])], windows, tmp_path)
+    assert again.file_of(0, MIXED[0]).read_bytes() == shards.file_of(0, MIXED[0]).read_bytes()
+
+
+def test_a_kill_between_shards_keeps_the_finished_ones(
+    folder: ModelFolder, windows: CalibrationWindows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = quantise._quantise
+
+    def killed_at_layer_1(layer: CalibratedLayer, choice: Choice, shards: ShardStore) -> None:
+        if layer.index == 1:
+            raise KeyboardInterrupt
+        original(layer, choice, shards)
+
+    monkeypatch.setattr(quantise, "_quantise", killed_at_layer_1)
+    with pytest.raises(KeyboardInterrupt):
+        quantise_layers(folder, [(0, MIXED[0]), (1, MIXED[0])], windows, tmp_path)
+    assert [path.name[:13] for path in tmp_path.glob("*.safetensors")] == ["layer000-3g32"]
+    with pytest.raises(InputError, match="quantise it first"):
+        ShardStore.of_model(tmp_path, folder.digest)
+
+
+@pytest.mark.parametrize("harm", ["truncated", "one_byte_changed", "empty", "not_ours"])
+def test_a_damaged_shard_is_named(harm: str, folder: ModelFolder, windows: CalibrationWindows, tmp_path: Path) -> None:
+    shards = quantise_layers(folder, [(0, MIXED[0])], windows, tmp_path)
+    path = shards.file_of(0, MIXED[0])
+    data = bytearray(path.read_bytes())
+    data[-100] ^= 1
+    path.write_bytes({"truncated": data[:-40], "one_byte_changed": data, "empty": b"", "not_ours": save({})}[harm])
+    with pytest.raises(InputError, match=rf"{path.name}: damaged .* delete it and quantise again"):
+        load_layer(folder, 1, MIXED[0], shards)
+
+
+def test_the_manifest_is_made_anew_from_the_shards(
+    folder: ModelFolder, windows: CalibrationWindows, tmp_path: Path
+) -> None:
+    manifest = tmp_path / "manifest.json"
+    first = quantise_layers(folder, [(0, MIXED[0])], windows, tmp_path).file_of(0, MIXED[0]).name
+    manifest.unlink()
+    second = quantise_layers(folder, [(1, MIXED[1])], windows, tmp_path).file_of(1, MIXED[1]).name
+    content = json.loads(manifest.read_text())
+    assert set(content["shards"]) == {first, second}
+    assert content["shards"][second]["choice"] == MIXED[1].to_json()
+    assert content["shards"][second]["depends_on"]["calibration"] == windows.digest
+
+
+def test_the_runtime_imports_neither_auto_gptq_nor_transformers() -> None:
+    code = (
+        "import sys, hetero_infer.checkpoint.local_model, hetero_infer.checkpoint.quantise\n"
+        "assert not {'auto_gptq', 'transformers'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

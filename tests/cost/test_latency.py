@@ -1,0 +1,109 @@
+"""Seconds from a measured profile."""
+
+import itertools
+from dataclasses import replace
+
+import pytest
+
+from hetero_infer.cost.latency import ProfiledLatency
+from hetero_infer.spec import UNQUANTISED, Choice, Device, InputError, Phase, ProfileRow, ProfileTable
+
+FOUR = Choice(4, 64)
+CPU = Device("localhost", 0, "cpu", 2**30)
+BATCHES, PROMPTS, PASTS = (1, 4, 8), (16, 64), (32, 128, 512)
+
+
+def measured(phase: Phase, batch: int, tokens: int) -> float:
+    """Not linear, so that only an interpolation that hits the points reproduces it."""
+    return 1e-3 + 1e-5 * batch**1.5 * tokens + (1e-6 * tokens**2 if phase is Phase.PREFILL else 0)
+
+
+def row(phase: Phase, batch: int, tokens: int, seconds: float, model: str = "tiny") -> ProfileRow:
+    is_prefill = phase is Phase.PREFILL
+    sizes = (batch, tokens, 0) if is_prefill else (batch, 1, tokens)
+    return ProfileRow("cpu", model, 64, 128, FOUR.bits, FOUR.group_size, "float", phase, *sizes, seconds)
+
+
+def grid(phase: Phase, lengths: tuple[int, ...], batches: tuple[int, ...] = BATCHES) -> list[ProfileRow]:
+    return [row(phase, b, t, measured(phase, b, t)) for b, t in itertools.product(batches, lengths)]
+
+
+ROWS = grid(Phase.PREFILL, PROMPTS) + grid(Phase.DECODE, PASTS)
+LATENCY = ProfiledLatency(ProfileTable(tuple(ROWS)), "tiny")
+
+
+def decode(batch: int, past: int, device: Device = CPU) -> float:
+    return LATENCY.layer_seconds(device, "decoder", FOUR, Phase.DECODE, batch, 1, past)
+
+
+def test_a_measured_point_is_reproduced_exactly() -> None:
+    for r in ROWS:
+        seconds = LATENCY.layer_seconds(CPU, "decoder", FOUR, r.phase, r.batch, r.input_tokens, r.past_tokens)
+        assert seconds == r.seconds
+
+
+def test_between_points_it_is_bilinear() -> None:
+    corners = [measured(Phase.DECODE, b, t) for b in (4, 8) for t in (128, 512)]
+    assert decode(6, 320) == pytest.approx(sum(corners) / 4, rel=1e-12)
+
+
+def test_beyond_the_grid_the_last_slope_goes_on() -> None:
+    step = decode(4, 512) - decode(4, 128)
+    assert decode(4, 512 + 384) == pytest.approx(decode(4, 512) + step, rel=1e-12)
+
+
+def test_more_work_never_takes_less_time_outside_the_grid() -> None:
+    falling = [row(Phase.PREFILL, 1, 16, 5e-3), row(Phase.PREFILL, 1, 64, 4e-3)]
+    latency = ProfiledLatency(ProfileTable((*falling, *grid(Phase.DECODE, PASTS))), "tiny")
+
+    def seconds(tokens: int) -> float:
+        return latency.layer_seconds(CPU, "decoder", FOUR, Phase.PREFILL, 1, tokens, 0)
+
+    assert seconds(64) == seconds(1000) == 4e-3
+    assert 0 < seconds(1) <= seconds(8) <= seconds(16) == 5e-3
+    along_past = [decode(4, past) for past in range(1, 2000, 7)]
+    along_batch = [decode(batch, 128) for batch in range(1, 64)]
+    assert along_past == sorted(along_past) and along_batch == sorted(along_batch)
+
+
+def test_less_work_than_measured_takes_at_least_its_share() -> None:
+    steep = [row(Phase.DECODE, 1, past, seconds) for past, seconds in ((100, 1e-3), (200, 9e-3))]
+    latency = ProfiledLatency(ProfileTable(tuple(steep)), "tiny")
+    assert latency.layer_seconds(CPU, "decoder", FOUR, Phase.DECODE, 1, 1, 50) == 0.5e-3
+
+
+def test_slowdown_multiplies() -> None:
+    assert decode(4, 200, replace(CPU, slowdown=2.5)) == 2.5 * decode(4, 200)
+
+
+def test_a_choice_without_rows_in_both_phases_is_not_allowed() -> None:
+    only_prefill = [replace(r, bits=16, group_size=0) for r in grid(Phase.PREFILL, PROMPTS)]
+    latency = ProfiledLatency(ProfileTable((*ROWS, *only_prefill)), "tiny")
+    assert latency.allowed_choices(CPU, (FOUR, UNQUANTISED)) == (FOUR,)
+
+
+def test_a_device_type_without_rows_is_named_with_the_way_out() -> None:
+    with pytest.raises(InputError, match=r"t4.*hetero-infer measure"):
+        LATENCY.allowed_choices(Device("a", 0, "t4", 2**30), (FOUR,))
+    with pytest.raises(InputError, match="no rows of other"):
+        ProfiledLatency(ProfileTable(tuple(ROWS)), "other").allowed_choices(CPU, (FOUR,))
+
+
+def test_embedding_and_head_have_rows_of_their_own() -> None:
+    head = replace(row(Phase.DECODE, 1, 32, 7e-4, "tiny#head"), bits=16, group_size=0)
+    latency = ProfiledLatency(ProfileTable((*ROWS, head)), "tiny")
+    assert latency.layer_seconds(CPU, "head", UNQUANTISED, Phase.DECODE, 1, 1, 999) == 7e-4
+    with pytest.raises(InputError, match=r"embedding.*hetero-infer measure"):
+        latency.layer_seconds(CPU, "embedding", UNQUANTISED, Phase.DECODE, 1, 1, 32)
+
+
+def test_a_hole_in_the_grid_is_named() -> None:
+    with pytest.raises(InputError, match="batch 8 × 512 tokens is missing"):
+        ProfiledLatency(ProfileTable(tuple(ROWS[:-1])), "tiny")
+
+
+def test_one_measured_batch_says_nothing_about_larger_ones() -> None:
+    latency = ProfiledLatency(ProfileTable(tuple(grid(Phase.DECODE, PASTS, (2,)))), "tiny")
+    assert latency.layer_seconds(CPU, "decoder", FOUR, Phase.DECODE, 1, 1, 32) == measured(Phase.DECODE, 2, 32)
+    with pytest.raises(InputError, match="batch = 2 only"):
+        latency.layer_seconds(CPU, "decoder", FOUR, Phase.DECODE, 4, 1, 32)

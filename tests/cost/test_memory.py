@@ -1,0 +1,95 @@
+"""Bytes of each part, against numbers worked out by hand."""
+
+from dataclasses import replace
+
+import pytest
+
+from hetero_infer.cost.memory import (
+    decoder_layer_bytes,
+    end_layer_bytes,
+    kv_cache_bytes,
+    linear_bytes,
+    stage_memory,
+    workspace_bytes,
+)
+from hetero_infer.spec import UNQUANTISED, Choice, ModelSpec, Workload
+
+MODEL = ModelSpec("llama", 100, 64, 96, 4, 4, 2, 16, 512, 1e-6, 1e4, False, (1,))
+WORKLOAD = Workload(batch_size=6, prompt_tokens=50, new_tokens=20)
+
+
+def test_an_unquantised_linear_takes_an_element_per_weight() -> None:
+    assert linear_bytes(96, 64, UNQUANTISED, 4) == 96 * 64 * 4
+    assert linear_bytes(96, 64, UNQUANTISED, 2) == 96 * 64 * 2
+
+
+@pytest.mark.parametrize("bits", [3, 4, 8])
+def test_a_quantised_linear_takes_words_zeros_scales_and_group_indices(bits: int) -> None:
+    # 64 inputs are 2 * bits words of int32 per output; one group; 96 outputs are 3 * bits words of zeros
+    by_hand = 2 * bits * 96 * 4 + 1 * 3 * bits * 4 + 1 * 96 * 2 + 64 * 4
+    assert linear_bytes(96, 64, Choice(bits, 64), 4) == by_hand
+
+
+def test_a_quantised_linear_is_padded_to_whole_words_and_groups() -> None:
+    # K = 70 → 96 packed inputs, 2 groups of 64; N = 33 → 64 packed zeros
+    assert linear_bytes(33, 70, Choice(4, 64), 4) == 12 * 33 * 4 + 2 * 8 * 4 + 2 * 33 * 2 + 70 * 4
+
+
+def test_a_decoder_layer_is_its_linears_and_its_norms() -> None:
+    weights = 64 * 64 + 2 * 32 * 64 + 64 * 64 + 3 * 96 * 64
+    assert decoder_layer_bytes(MODEL, UNQUANTISED, 4) == (weights + 2 * 64) * 4
+    assert decoder_layer_bytes(MODEL, Choice(4, 64), 4) < decoder_layer_bytes(MODEL, Choice(8, 64), 4)
+
+
+def test_tied_weights_count_once_only_where_embedding_and_head_stand_together() -> None:
+    table, norm = 100 * 64 * 4, 64 * 4
+    tied = replace(MODEL, tie_word_embeddings=True)
+    assert end_layer_bytes(tied, True, True, 4) == table + norm
+    assert end_layer_bytes(MODEL, True, True, 4) == 2 * table + norm
+    assert end_layer_bytes(tied, True, False, 4) == table
+    assert end_layer_bytes(tied, False, True, 4) == table + norm
+    assert end_layer_bytes(tied, False, False, 4) == 0
+
+
+def test_the_kv_cache_has_a_slot_per_sequence_in_whole_blocks_of_64_tokens() -> None:
+    # 50 + 20 - 1 = 69 tokens → 128; keys and values of 2 heads of 16
+    assert kv_cache_bytes(MODEL, WORKLOAD, 2) == 6 * 128 * (2 * 2 * 16) * 2
+    assert kv_cache_bytes(MODEL, Workload(6, 50, 15), 2) == 6 * 64 * (2 * 2 * 16) * 2
+
+
+def test_the_workspace_is_that_of_the_larger_phase() -> None:
+    def of(prefill_size: int, decode_size: int, *, is_last: bool, has_neighbours: bool, dequantises: bool) -> int:
+        return workspace_bytes(
+            MODEL,
+            WORKLOAD,
+            prefill_size,
+            decode_size,
+            4,
+            is_last=is_last,
+            has_neighbours=has_neighbours,
+            dequantises=dequantises,
+        )
+
+    prefill = 3 * 50 * (6 * 64 + 3 * 96) * 4 + 4 * 50 * 50 * 4 * 2
+    assert of(3, 1, is_last=False, has_neighbours=False, dequantises=False) == prefill
+    assert of(3, 1, is_last=True, has_neighbours=False, dequantises=False) == prefill + 3 * 100 * 4
+    messages = 4 * (3 * 50 * 64 * 4 + 4096)
+    assert of(3, 1, is_last=False, has_neighbours=True, dequantises=False) == prefill + messages
+    assert of(3, 1, is_last=False, has_neighbours=False, dequantises=True) == prefill + 96 * 64 * (4 + 4)
+
+    long = Workload(6, 1, 400)  # decode's scores over 448 cached tokens outweigh a prompt of one token
+    decode = 6 * (6 * 64 + 3 * 96) * 4 + 6 * 4 * 448 * 4 * 2
+    assert workspace_bytes(MODEL, long, 6, 6, 4, is_last=False, has_neighbours=False, dequantises=False) == decode
+
+
+def test_a_stage_is_the_sum_of_its_layers_and_only_pays_for_dequantising_what_is_quantised() -> None:
+    four = Choice(4, 64)
+    plain = stage_memory(MODEL, WORKLOAD, 3, 2, [UNQUANTISED] * 2, 4, is_first=True, is_last=False)
+    mixed = stage_memory(MODEL, WORKLOAD, 3, 2, [UNQUANTISED, four], 4, is_first=True, is_last=False)
+    assert plain.weights == 2 * decoder_layer_bytes(MODEL, UNQUANTISED, 4) + 100 * 64 * 4
+    assert plain.weights - mixed.weights == decoder_layer_bytes(MODEL, UNQUANTISED, 4) - decoder_layer_bytes(
+        MODEL, four, 4
+    )
+    assert plain.kv_cache == mixed.kv_cache == 2 * kv_cache_bytes(MODEL, WORKLOAD, 4)
+    assert mixed.workspace - plain.workspace == 96 * 64 * (4 + 4)
+    assert plain.total == plain.weights + plain.kv_cache + plain.workspace

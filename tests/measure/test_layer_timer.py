@@ -1,0 +1,58 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from hetero_infer.measure import layer_timer
+from hetero_infer.measure.layer_timer import grid, measure_layers
+from hetero_infer.models import layers_of
+from hetero_infer.spec import UNQUANTISED, Choice, ModelSpec, Phase, ProfileTable, Workload
+from tests.tiny_model import TINY
+
+CHOICES = (Choice(4, 32), UNQUANTISED)
+WORKLOAD = Workload(batch_size=3, prompt_tokens=8, new_tokens=4)
+
+
+@pytest.fixture
+def table(monkeypatch: pytest.MonkeyPatch) -> ProfileTable:
+    monkeypatch.setattr(layer_timer, "ENOUGH_S", 0.0)
+    return measure_layers(ModelSpec.from_config(TINY, "tiny"), "tiny", "cpu", CHOICES, WORKLOAD, threads=1)
+
+
+def test_every_grid_point_has_positive_seconds_for_every_choice(table: ProfileTable) -> None:
+    assert all(row.seconds > 0 for row in table.rows)
+    points = {(row.model, row.choice, row.phase, row.batch, row.input_tokens, row.past_tokens) for row in table.rows}
+    assert len(points) == len(table.rows) == len(grid(WORKLOAD)) * (len(CHOICES) + 2)
+    assert {row.layer_kind for row in table.rows} == {"decoder", "embedding", "head"}
+    assert {row.choice for row in table.rows if row.layer_kind != "decoder"} == {UNQUANTISED}
+
+
+def test_the_grid_covers_the_workload() -> None:
+    points = grid(WORKLOAD)
+    assert {point.batch for point in points} == {1, 2, 3}
+    assert {point.input_tokens for point in points if point.phase is Phase.PREFILL} == {4, 8}
+    assert {point.past_tokens for point in points if point.phase is Phase.DECODE} == {8, 11}
+    assert {point.batch for point in grid(Workload(12, 1, 1))} == {1, 2, 4, 8, 12}
+
+
+def test_the_header_says_where_it_was_measured(table: ProfileTable, tmp_path: Path) -> None:
+    assert table.header["threads"] == "1"
+    assert table.header["torch"] == torch.__version__
+    assert set(table.header) == {"date", "hardware", "threads", "torch", "dtype", "copies"}
+    table.save(tmp_path / "profile.csv")
+    assert ProfileTable.load(tmp_path / "profile.csv").header == table.header
+
+
+def test_measuring_leaves_the_thread_count_as_it_was() -> None:
+    torch.set_num_threads(1)
+    with layer_timer._threads(2):
+        assert torch.get_num_threads() == 2
+    assert torch.get_num_threads() == 1
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_random_layers_have_finite_weights(choice: Choice) -> None:
+    spec = ModelSpec.from_config(TINY, "tiny")
+    for position in range(spec.num_layers) if choice == UNQUANTISED else range(1, len(layers_of(spec)) - 1):
+        layer = layer_timer.random_layer(spec, position, choice, torch.float32, torch.device("cpu"))
+        assert all(tensor.isfinite().all() for tensor in layer.state_dict().values())

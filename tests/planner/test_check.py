@@ -1,0 +1,71 @@
+"""`check_plan` accepts what the planner made and says what is wrong with what a hand made of it."""
+
+from dataclasses import replace
+
+import pytest
+
+from hetero_infer.planner.check import check_plan
+from hetero_infer.planner.search import find_plan
+from hetero_infer.spec import UNQUANTISED, Plan
+
+from .instances import FOUR, PlanRequest, random_request
+
+
+@pytest.fixture(scope="module")
+def request_() -> PlanRequest:
+    return next(
+        request
+        for request in map(random_request, range(1, 200, 3))
+        if len(request.cluster.devices) == 2 and FOUR in request.choices and UNQUANTISED in request.choices
+    )
+
+
+@pytest.fixture(scope="module")
+def plan(request_: PlanRequest) -> Plan:
+    roomy = tuple(replace(device, memory_bytes=2**24) for device in request_.cluster.devices)
+    return find_plan(replace(request_, cluster=replace(request_.cluster, devices=roomy)), time_limit_s=60, gap=0)
+
+
+def violations(plan: Plan, request: PlanRequest) -> list[str]:
+    return check_plan(plan, request.model, request.sensitivity)
+
+
+def test_the_planner_passes(plan: Plan, request_: PlanRequest) -> None:
+    assert violations(plan, request_) == []
+
+
+def test_missing_memory_is_said_per_device(plan: Plan, request_: PlanRequest) -> None:
+    assert plan.estimate
+    needed = sum(plan.estimate.memory_bytes[1].values())
+    exact = (plan.devices[0], replace(plan.devices[1], memory_bytes=needed))
+    short = (plan.devices[0], replace(plan.devices[1], memory_bytes=needed - 1))
+    assert violations(replace(plan, devices=exact), request_) == []
+    (sentence,) = violations(replace(plan, devices=short), request_)
+    assert sentence.startswith("stage 1 (") and "lacks 0.1 MiB" in sentence
+
+
+def test_lost_quality_is_said_with_its_limit(plan: Plan, request_: PlanRequest) -> None:
+    assert plan.quality
+    strict = replace(plan.quality, limit=plan.quality.predicted / 2 - 1)
+    (sentence,) = violations(replace(plan, quality=strict), request_)
+    assert "over the limit" in sentence and "max_perplexity_increase" in sentence
+
+
+def test_a_choice_without_an_indicator_is_said(plan: Plan, request_: PlanRequest) -> None:
+    odd = replace(FOUR, group_size=96)
+    first = plan.stages[0]
+    edited = replace(
+        plan, stages=(replace(first, layers=(first.layers[0], *[odd] * (len(first.layers) - 1))), *plan.stages[1:])
+    )
+    assert any("no 4g96 bits" in sentence for sentence in violations(edited, request_))
+
+
+def test_a_quantised_head_is_refused(plan: Plan, request_: PlanRequest) -> None:
+    last = plan.stages[-1]
+    edited = replace(plan, stages=(*plan.stages[:-1], replace(last, layers=(*last.layers[:-1], FOUR))))
+    assert any(sentence.startswith("the head has 4g64 bits") for sentence in violations(edited, request_))
+
+
+def test_a_plan_for_another_model_is_refused(plan: Plan, request_: PlanRequest) -> None:
+    other = replace(request_.model, num_hidden_layers=99)
+    assert "the model has 99" in check_plan(plan, other, request_.sensitivity)[0]

@@ -1,0 +1,48 @@
+"""A model of 100 tokens with room for 16 of them, and a pipeline that answers with the prompt reversed."""
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from hetero_infer.serving.served_model import ServedModel
+from hetero_infer.spec import UNQUANTISED, Device, Plan, StagePlan, Workload
+
+BATCH_SIZE = 4
+
+
+class ReversingPipeline:
+    """Keeps the commands it got. Tokens come one by one."""
+
+    def __init__(self) -> None:
+        self.plan = Plan(
+            model={"path": "tiny", "digest": "", "num_hidden_layers": 1},
+            devices=(Device("localhost", 0, "cpu", 2**30),),
+            workload=Workload(BATCH_SIZE, prompt_tokens=8, new_tokens=8),
+            stages=(StagePlan("localhost:0", (UNQUANTISED,) * 3),),
+            prefill_micro_batch_size=4,
+            decode_micro_batch_size=4,
+        )
+        self.commands: list[dict[str, Any]] = []
+        self._events: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+        self.receive = self._events.get
+
+    def send(self, command: dict[str, Any]) -> None:
+        self.commands.append(command)
+        requests = command["requests"]
+        for request in requests:
+            for token in request["prompt"][::-1][: request["max_tokens"]]:
+                self._events.put_nowait({"event": "tokens", "request": request["id"], "tokens": [token]})
+            self._events.put_nowait({"event": "finished", "request": request["id"], "reason": "length"})
+        counts = {"prompt_tokens": sum(len(r["prompt"]) for r in requests), "new_tokens": len(requests)}
+        self._events.put_nowait({"event": "batch_done", "prefill_s": 1.0, "decode_s": 0.5, **counts})
+
+
+@pytest.fixture
+def model() -> ServedModel:
+    return ServedModel("tiny", vocab_size=100, stop_ids=(0,), prompt_tokens=15, cache_tokens=15)
+
+
+@pytest.fixture
+def pipeline() -> ReversingPipeline:
+    return ReversingPipeline()

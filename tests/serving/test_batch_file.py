@@ -1,0 +1,92 @@
+"""A batch file is answered in order, and a bad line fails alone."""
+
+import asyncio
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from hetero_infer.serving.batch_file import BatchJob, BatchSummary
+from hetero_infer.spec import InputError
+
+MODEL_CONFIG = {"model_type": "llama", "vocab_size": 100, "hidden_size": 8, "intermediate_size": 8}
+MODEL_CONFIG |= {"num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": 64, "eos_token_id": 0}
+
+
+def line(custom_id: object, prompt: object, **more: object) -> str:
+    entry = {"custom_id": custom_id, "method": "POST", "url": "/v1/completions"}
+    return json.dumps(entry | {"body": {"prompt": prompt, "max_tokens": 2}} | more)
+
+
+def run_batch(folder: Path, pipeline, *lines: str | bytes) -> tuple[list[dict], BatchSummary]:
+    (folder / "config.json").write_text(json.dumps(MODEL_CONFIG))
+    data = [entry.encode() if isinstance(entry, str) else entry for entry in lines]
+    (folder / "in.jsonl").write_bytes(b"\n".join(data) + b"\n")
+    job = BatchJob(folder / "in.jsonl", folder / "out.jsonl")
+    job.open(SimpleNamespace(model=folder))
+    asyncio.run(asyncio.wait_for(job.run(pipeline), 10))
+    assert not (folder / "out.jsonl.part").exists()
+    return list(map(json.loads, (folder / "out.jsonl").read_text().splitlines())), job.summary
+
+
+def test_answers_stand_in_the_order_of_the_questions(tmp_path: Path, pipeline) -> None:
+    answers, summary = run_batch(tmp_path, pipeline, *(line(f"q{n}", [n, n + 1]) for n in range(1, 12)))
+    assert [answer["custom_id"] for answer in answers] == [f"q{n}" for n in range(1, 12)]
+    assert answers[4]["response"]["body"]["choices"][0]["token_ids"] == [6, 5]
+    assert answers[4]["response"]["status_code"] == 200 and answers[4]["error"] is None
+    assert [len(command["requests"]) for command in pipeline.commands] == [4, 4, 3]
+    assert summary == BatchSummary(11, 0, prompt_tokens=22, new_tokens=11, prefill_s=3.0, decode_s=1.5)
+
+
+@pytest.mark.parametrize(
+    ("bad", "custom_id", "message"),
+    [
+        ("{not json", None, "not JSON"),
+        (b"\xff\xfe\xfd", None, "not JSON"),
+        ("[" * 100_000, None, "not JSON"),
+        ("[]", None, "not a JSON object"),
+        (line(None, [1]), None, "custom_id is missing"),
+        (line("good", [1]), None, "stands in an earlier line"),
+        (line("bad", [1], method="GET"), "bad", "only POST"),
+        (line("bad", [1], url="/v1/chat/completions"), "bad", "only /v1/completions"),
+        (line("bad", [1], body=None), "bad", "must be a JSON object"),
+        (line("bad", [1] * 40), "bad", "of the 16 this plan has room for"),
+        (line("bad\ud800", [1], method="GET"), "bad\ud800", "only POST"),
+    ],
+)
+def test_a_bad_line_fails_alone(
+    tmp_path: Path, pipeline, bad: str | bytes, custom_id: str | None, message: str
+) -> None:
+    answers, summary = run_batch(tmp_path, pipeline, line("good", [1]), bad, "", line("better", [2]))
+    assert [answer["custom_id"] for answer in answers] == ["good", custom_id, "better"]
+    assert answers[1]["response"] is None
+    assert message in answers[1]["error"]["message"] and "line 2" in answers[1]["error"]["message"]
+    assert [answer["error"] is None for answer in answers] == [True, False, True]
+    assert (summary.requests, summary.failed) == (3, 1)
+
+
+def test_an_empty_file_is_a_batch_of_nothing(tmp_path: Path, pipeline) -> None:
+    answers, summary = run_batch(tmp_path, pipeline, "")
+    assert answers == [] and summary.requests == 0
+
+
+def test_a_missing_input_or_folder_is_said_at_once(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"in\.jsonl"):
+        BatchJob(tmp_path / "in.jsonl", tmp_path / "out.jsonl").open(SimpleNamespace(model=tmp_path))
+    (tmp_path / "in.jsonl").touch()
+    with pytest.raises(InputError, match="not there or not writable"):
+        BatchJob(tmp_path / "in.jsonl", tmp_path / "no" / "out.jsonl").open(SimpleNamespace(model=tmp_path))
+
+
+def test_a_cancelled_batch_keeps_what_is_done_apart(tmp_path: Path, pipeline) -> None:
+    send = pipeline.send
+    pipeline.send = lambda command: send(command) if not pipeline.commands else None  # only the first batch
+    with pytest.raises(TimeoutError):
+        (tmp_path / "config.json").write_text(json.dumps(MODEL_CONFIG))
+        (tmp_path / "in.jsonl").write_text("\n".join(line(f"q{n}", [n]) for n in range(1, 12)))
+        job = BatchJob(tmp_path / "in.jsonl", tmp_path / "out.jsonl")
+        job.open(SimpleNamespace(model=tmp_path))
+        asyncio.run(asyncio.wait_for(job.run(pipeline), 0.5))
+    assert not (tmp_path / "out.jsonl").exists()
+    assert len((tmp_path / "out.jsonl.part").read_text().splitlines()) == 4
