@@ -14,7 +14,7 @@ from hetero_infer.pipeline.sampling import Sampling
 from hetero_infer.spec import Phase
 
 HEADER = struct.Struct("<4i")  # phase, micro-batch, sequences, retired
-SEQUENCE = struct.Struct("<3iffq")  # slot, past tokens, new tokens, temperature, top_p, seed
+SEQUENCE = struct.Struct("<3iddq")  # slot, past tokens, new tokens, temperature, top_p, seed
 PHASES = (Phase.PREFILL, Phase.DECODE)
 ALIGNMENT = 64  # bytes; where the rows begin
 

@@ -31,16 +31,17 @@ def sample(logits: torch.Tensor, samplings: Sequence[Sampling], positions: Seque
     tokens = logits.argmax(dim=-1).tolist()
     for row, (sampling, position) in enumerate(zip(samplings, positions, strict=True)):
         if sampling.temperature > 0:
-            tokens[row] = _draw(logits[row].float().cpu(), sampling, position)
+            tokens[row] = _draw(logits[row].double().cpu(), sampling, position)
     return tokens
 
 
 def _draw(logits: torch.Tensor, sampling: Sampling, position: int) -> int:
     """Nucleus sampling (Holtzman et al., arXiv 1904.09751) from the fewest likeliest tokens, ≥ 1, that hold `top_p`."""
-    probabilities, order = torch.softmax(logits / sampling.temperature, dim=-1).sort(descending=True, stable=True)
+    behind = logits - logits.max()  # so that a temperature near 0 gives 0 and -inf, not inf
+    probabilities, order = torch.softmax(behind / sampling.temperature, dim=-1).sort(descending=True, stable=True)
     before = probabilities.cumsum(0) - probabilities
     probabilities[1:][before[1:] >= sampling.top_p] = 0
-    cumulative = probabilities.double().cumsum(0)
+    cumulative = probabilities.cumsum(0)
     point = _uniform(sampling.seed, position) * cumulative[-1]
     return int(order[torch.searchsorted(cumulative, point, right=True).clamp(max=len(order) - 1)])
 

@@ -2,7 +2,8 @@
 
 from dataclasses import replace
 
-from hetero_infer.planner.check import check_plan
+from hetero_infer.cost.memory import plan_memory
+from hetero_infer.planner.check import missing_mib
 from hetero_infer.planner.estimate import estimate_plan
 from hetero_infer.planner.request import PlanRequest
 from hetero_infer.spec.choice import UNQUANTISED, Choice
@@ -29,18 +30,29 @@ def uniform_plan(plan: Plan, choice: Choice) -> Plan:
 
 
 def why_not_uniform(request: PlanRequest, plan: Plan) -> str:
-    """One line: how the plan differs from the best uniform one, or why there is none."""
+    """One line: what becomes of the even split, from the highest bits down to the first that can run."""
     assert plan.estimate
     reasons = []
     for choice in sorted(request.choices, key=lambda choice: -choice.bits):
         uniform = uniform_plan(plan, choice)
         if uniform.stages == plan.stages:
-            return f"this is the uniform split at {choice.bits} bits: nothing unlike it is faster"
-        limited = replace(uniform, quality=plan.quality)
-        violations = check_plan(limited, request.model, request.sensitivity)
-        if not violations:
+            return f"this is the even split at {choice.bits} bits; no other is faster"
+        obstacle = _obstacle(request, uniform)
+        if obstacle is None:
             estimate = estimate_plan(uniform, request.model, request.cluster, request.latency)
-            ratio = estimate.total_s / plan.estimate.total_s
-            return "; ".join([*reasons, f"uniform at {choice.bits} bits fits and takes {ratio:.2f}x as long"])
-        reasons.append(f"uniform at {choice.bits} bits: {violations[0]}")
-    return "; ".join(reasons)
+            reasons.append(f"{choice.bits} bits takes {estimate.total_s / plan.estimate.total_s:.2f}x as long")
+            break
+        reasons.append(f"{choice.bits} bits {obstacle}")
+    return "an even split at " + ", at ".join(reasons)
+
+
+def _obstacle(request: PlanRequest, plan: Plan) -> str | None:
+    """The first constraint that a plan breaks, in few words."""
+    for stage, memory in enumerate(plan_memory(request.model, plan)):
+        device = plan.device_of(stage)
+        if memory.total > device.memory_bytes:
+            return f"lacks {missing_mib(memory.total - device.memory_bytes)} on {device.name}"
+    loss = sum(request.sensitivity.of(layer, choice) for layer, choice in enumerate(plan.decoder_choices))
+    if loss > request.omega_limit:
+        return f"loses {loss:.3f} of {request.omega_limit:.3f} {request.sensitivity.unit}"
+    return None
