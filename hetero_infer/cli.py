@@ -81,14 +81,20 @@ def _check(args: argparse.Namespace) -> int:
 
 def _simulate(args: argparse.Namespace) -> int:
     from hetero_infer import prepare
+    from hetero_infer.pipeline.gantt import draw_gantt
     from hetero_infer.pipeline.rehearsal import rehearse
     from hetero_infer.pipeline.simulate import draw_grid
     from hetero_infer.planner.estimate import PlanCosts
+    from hetero_infer.report import stage_label
+    from hetero_infer.spec.files import write_atomically
 
     config = RunConfig.load(args.config)
     plan = Plan.load(args.plan)
     request = prepare.request_for(config)
     timeline = rehearse(PlanCosts(plan, request.model, request.cluster, request.latency), plan)
+    if args.svg:
+        labels = [stage_label(plan, stage) for stage in range(len(plan.stages))]
+        write_atomically(args.svg, draw_gantt(timeline, labels, "simulated from the plan's costs"))
     unit_s = timeline.makespan_s / args.rows
     grid = draw_grid(timeline, len(plan.stages), unit_s)
     _show(
@@ -163,6 +169,7 @@ def _parser() -> argparse.ArgumentParser:
     sub = verb("simulate", _simulate, "run a plan's schedules event by event, without a model")
     sub.add_argument("plan", type=Path)
     sub.add_argument("--rows", type=int, default=40, help="of the drawing (default: 40)")
+    sub.add_argument("--svg", type=Path, help="draw it there as well, a row per stage")
     sub = verb("quantize", _quantize, "GPTQ of the layers a plan needs; those that are there are used again")
     sub.add_argument("plan", type=Path)
     sub.add_argument("-o", "--output", type=Path, help="checkpoint folder (default: as the config says)")

@@ -45,6 +45,13 @@ def plan_table(plan: Plan) -> str:
     return "\n".join(lines)
 
 
+def stage_label(plan: Plan, stage: int) -> str:
+    """``"localhost:1 cpu /1.5: 2x4 1x8"``: the device, what slows it, its layers by bits."""
+    device, layers = plan.device_of(stage), plan.decoder_range(stage)
+    slowed = f" /{device.slowdown:g}" if device.slowdown > 1 else ""
+    return f"{device.name} {device.type}{slowed}: {run_lengths([plan.decoder_choices[layer] for layer in layers])}"
+
+
 def run_lengths(choices: Sequence[Choice]) -> str:
     """``"2x4 1x8"``: two layers at 4 bits, then one at 8."""
     groups = ((bits, len(list(group))) for bits, group in itertools.groupby(choice.bits for choice in choices))

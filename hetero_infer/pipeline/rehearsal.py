@@ -48,7 +48,7 @@ def rehearse(costs: StationCosts, plan: Plan) -> Timeline:
             return costs.compute_s(stage, phase, size, plan.workload.prompt_tokens + done)
         if isinstance(instruction, SendActivations):
             return costs.send_s(stage, phase, size)
-        if isinstance(instruction, SendTokens):
+        if isinstance(instruction, SendTokens) and costs.num_stages > 1:
             return costs.return_s(phase, size)
         return 0.0
 

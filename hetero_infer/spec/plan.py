@@ -3,7 +3,7 @@
 import itertools
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -126,9 +126,6 @@ class Plan:
 
     def device_of(self, stage: int) -> Device:
         return next(device for device in self.devices if device.name == self.stages[stage].device)
-
-    def with_inputs_digest(self, digest: str) -> "Plan":
-        return replace(self, inputs_digest=digest)
 
     def to_json(self) -> dict[str, Any]:
         estimate = self.estimate and {**asdict(self.estimate), "total_s": self.estimate.total_s}
