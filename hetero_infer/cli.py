@@ -30,10 +30,9 @@ def _measure(args: argparse.Namespace) -> int:
     from hetero_infer.checkpoint.model_folder import ModelFolder
 
     config = RunConfig.load(args.config)
-    profile = prepare.measure(ModelFolder(config.model), config)
     path = args.output or config.profile
-    profile.save(path)
-    _show(args, {"profile": str(path), "rows": len(profile.rows)}, f"{len(profile.rows)} points written to {path}")
+    profile = prepare.measure(ModelFolder(config.model), config, path, args.device)
+    _show(args, {"profile": str(path), "rows": len(profile.rows)}, f"{path}: {len(profile.rows)} points")
     return 0
 
 
@@ -158,6 +157,7 @@ def _parser() -> argparse.ArgumentParser:
         return sub
 
     sub = verb("measure", _measure, "time one layer per choice, phase, batch and length on this device")
+    sub.add_argument("--device", default="cpu", metavar="TYPE", help="its type in the hostfile (default: cpu)")
     sub.add_argument("-o", "--output", type=Path, help="profile.csv (default: as the config says)")
     sub = verb("sensitivity", _sensitivity, "what each choice for each layer costs in quality")
     sub.add_argument("--method", default="variance", help="variance")

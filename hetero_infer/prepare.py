@@ -19,33 +19,49 @@ if TYPE_CHECKING:
 
 
 def profile_for(folder: "ModelFolder", config: RunConfig) -> ProfileTable:
-    """The profile file; measured first where it lacks this machine's device type."""
-    profile = ProfileTable.load(config.profile) if config.profile.exists() else ProfileTable(())
+    """The profile file; measured first where it lacks this machine's CPU."""
+    profile = _profile_at(config.profile)
     missing = sorted({d.type for d in config.cluster.devices if not _covers(profile, folder, config, d.type)})
     if not missing:
         return profile
     if missing != ["cpu"]:
         raise InputError(
             f"profile {config.profile}: no measurements of {', '.join(missing)} for {folder.path.name} at these "
-            "choices and this batch; run 'hetero-infer measure' on such a device and add its rows"
+            f"choices and this batch; run 'hetero-infer measure --device {missing[-1]}' on a host that has one, and "
+            "bring the file here"
         )
-    kept = tuple(row for row in profile.rows if row.device != "cpu")
-    measured = measure(folder, config)
+    return measure(folder, config, config.profile, "cpu")
+
+
+def measure(folder: "ModelFolder", config: RunConfig, path: Path, device_type: str) -> ProfileTable:
+    """Time the layers on this machine's device, and put the rows in place of `device_type`'s in the profile `path`."""
+    import torch
+
+    from hetero_infer.measure.layer_timer import measure_layers
+
+    if device_type != "cpu" and not torch.cuda.is_available():
+        raise InputError(f"no CUDA device here to measure as {device_type}; run it on a host that has one")
+    threads = {device.threads for device in config.cluster.devices if device.type == device_type} or {1}
+    if len(threads) > 1:
+        raise InputError(f"hostfile {config.hostfile}: {device_type} devices with {sorted(threads)} threads; say one")
+    kept = tuple(row for row in _profile_at(path).rows if row.device != device_type)
+    measured = measure_layers(
+        folder.spec,
+        folder.path.name,
+        device_type,
+        config.choices,
+        config.workload,
+        threads.pop(),
+        torch.device("cpu" if device_type == "cpu" else "cuda"),
+        progress=True,
+    )
     profile = ProfileTable((*kept, *measured.rows), measured.header)
-    profile.save(config.profile)
+    profile.save(path)
     return profile
 
 
-def measure(folder: "ModelFolder", config: RunConfig) -> ProfileTable:
-    """Time the layers on this machine's CPU."""
-    from hetero_infer.measure.layer_timer import measure_layers
-
-    threads = {device.threads for device in config.cluster.devices if device.is_cpu} or {1}
-    if len(threads) > 1:
-        raise InputError(f"hostfile {config.hostfile}: cpu devices with {sorted(threads)} threads; give all the same")
-    return measure_layers(
-        folder.spec, folder.path.name, "cpu", config.choices, config.workload, threads.pop(), progress=True
-    )
+def _profile_at(path: Path) -> ProfileTable:
+    return ProfileTable.load(path) if path.exists() else ProfileTable(())
 
 
 def sensitivity_for(folder: "ModelFolder", config: RunConfig) -> SensitivityTable:

@@ -13,6 +13,8 @@ from typing import Any
 from hetero_infer.spec import HeteroInferError, InputError, Plan, RunConfig
 from hetero_infer.supervisor.channel import WorkerChannel
 
+NEIGHBOUR_LEFT = ("Connection closed by peer", "Connection reset by peer")  # gloo's words
+
 
 def main() -> int:
     channel = WorkerChannel.from_environment()  # first: its heartbeat covers what takes long below
@@ -24,7 +26,8 @@ def main() -> int:
     try:
         _work(channel, Plan.load(args.plan), RunConfig.load(args.config), args.stage)
     except Exception as error:
-        if not isinstance(error, HeteroInferError):
+        is_second_hand = any(words in str(error) for words in NEIGHBOUR_LEFT)  # supervisors say who left, and why
+        if not isinstance(error, HeteroInferError) and not is_second_hand:
             traceback.print_exc()
         channel.send({"event": "failed", "error": str(error) or repr(error)})
         return error.exit_code if isinstance(error, HeteroInferError) else 1

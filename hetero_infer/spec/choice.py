@@ -43,13 +43,13 @@ class Choice:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any], where: str) -> "Choice":
-        unknown = set(content) - {"bits", "group_size", "activations"}
-        if unknown or "bits" not in content:
-            raise InputError(f"{where}: a choice has bits and may have group_size and activations, got {dict(content)}")
+        known = {"bits", "group_size", "activations"}
+        if not isinstance(content, Mapping) or "bits" not in content or set(content) - known:
+            raise InputError(f"{where}: a choice has bits and may have group_size and activations, got {content}")
         bits = content["bits"]
         group_size = content.get("group_size", 0 if bits == 16 else DEFAULT_GROUP_SIZE)
         if type(bits) is not int or type(group_size) is not int:
-            raise InputError(f"{where}: bits and group_size are whole numbers, got {dict(content)}")
+            raise InputError(f"{where}: bits and group_size are whole numbers, got {content}")
         return cls(bits, group_size, content.get("activations", "float"))
 
 

@@ -56,8 +56,8 @@ class RunConfig:
         model_folder = DEMO_MODEL if model == "demo" else Path(model)
         work = Path(reader.take("paths", "work", str, "out"))
         link = reader.take("cluster", "default_link", dict, DEFAULT_LINK)
-        if set(link) != {"alpha_s", "bytes_per_s"}:
-            raise InputError(f"{where}: default_link has alpha_s and bytes_per_s, got {sorted(link)}")
+        if set(link) != {"alpha_s", "bytes_per_s"} or {type(value) for value in link.values()} - {int, float}:
+            raise InputError(f"{where}: default_link has alpha_s and bytes_per_s, both numbers, got {link}")
         objective = reader.take("planner", "objective", str, "ring")
         if objective != "ring":
             raise InputError(f"{where}: objective = {objective!r}; this version plans with 'ring'")
