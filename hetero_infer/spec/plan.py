@@ -103,8 +103,9 @@ class Plan:
                 "decoder layers, an embedding and a head"
             )
         for name in ("prefill_micro_batch_size", "decode_micro_batch_size"):
-            if not 1 <= getattr(self, name) <= self.workload.batch_size:
-                raise InputError(f"plan: {name} = {getattr(self, name)} for a batch of {self.workload.batch_size}")
+            size = getattr(self, name)
+            if not isinstance(size, int) or not 1 <= size <= self.workload.batch_size:
+                raise InputError(f"plan: {name} = {size!r} for a batch of {self.workload.batch_size}")
 
     @property
     def bounds(self) -> tuple[int, ...]:

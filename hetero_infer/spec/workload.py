@@ -29,8 +29,9 @@ class Workload:
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "prompt_tokens", "new_tokens"):
-            if getattr(self, name) < 1:
-                raise InputError(f"workload: {name} = {getattr(self, name)}, must be at least 1")
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise InputError(f"workload: {name} = {value!r}, must be a whole number and at least 1")
 
     @property
     def cache_tokens(self) -> int:

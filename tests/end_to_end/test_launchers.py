@@ -1,0 +1,116 @@
+"""The whole of it, as people start it: launchers, supervisors, real workers, a batch file, the server."""
+
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from tests.end_to_end.conftest import Prepared
+from tests.end_to_end.running import DEEPSPEED, MPIRUN, ROOT, Run
+from tests.supervisor.running import free_port, wait_until
+
+pytestmark = [pytest.mark.processes, pytest.mark.timeout(150)]
+needs_deepspeed = pytest.mark.skipif(not DEEPSPEED.exists(), reason="deepspeed is not installed")
+needs_mpirun = pytest.mark.skipif(not MPIRUN, reason="there is no mpirun on this machine")
+MIX = ROOT / "hostfiles" / "mix"
+
+RNG = random.Random(0)
+PROMPTS = [[RNG.randrange(1, 2048) for _ in range(length)] for length in (3, 20, 1, 11, 7, 16, 2, 9, 4, 20)]
+LIMITS = [24, 24, 5, 24, 1, 24, 24, 12, 24, 24]
+
+
+def start(run: Run, prepared: Prepared, launcher: str, script: str, *arguments: object) -> None:
+    arguments = ("-c", prepared.config, "--plan", prepared.plan, *arguments)
+    if launcher == "mpirun":
+        run.under_mpirun(script, *arguments)
+    else:
+        run.under_deepspeed(script, prepared.config.with_name("hostfile"), *arguments)
+
+
+@pytest.mark.parametrize(
+    "launcher", [pytest.param("deepspeed", marks=needs_deepspeed), pytest.param("mpirun", marks=needs_mpirun)]
+)
+def test_a_batch_has_the_answers_of_one_process_under_either_launcher(
+    launcher: str, run: Run, prepared: Prepared
+) -> None:
+    lines = run.write_batch("in.jsonl", PROMPTS, LIMITS)
+    summary = run.path / "summary.json"
+    start(run, prepared, launcher, "launch/batch.py", "-i", lines, "-o", run.path / "out.jsonl", "--summary", summary)
+    assert run.wait(90) == 0, run.said()
+    expected = prepared.greedy(PROMPTS, LIMITS)
+    assert run.answers() == expected
+    assert json.loads(summary.read_text())["new_tokens"] == sum(map(len, expected))
+    assert len({tuple(tokens) for tokens in expected}) == len(PROMPTS)  # a model that says one thing proves little
+
+
+@needs_deepspeed
+def test_a_killed_worker_takes_the_run_with_it_and_is_named(run: Run, prepared: Prepared) -> None:
+    lines = run.write_batch("in.jsonl", [[1, 2, 3]] * 4000, [24] * 4000)
+    start(run, prepared, "deepspeed", "launch/batch.py", "-i", lines, "-o", run.path / "out.jsonl")
+    part = run.path / "out.jsonl.part"
+    wait_until(lambda: part.exists() and part.stat().st_size > 0, 90, run.explain)
+    pid = run.worker_pid(stage=1)
+    os.kill(pid, signal.SIGKILL)
+    killed = time.monotonic()
+    assert run.wait(20) != 0
+    assert time.monotonic() - killed <= 10
+    named = rf"stage 1 on localhost:1 \(host \S+, pid {pid}\): worker killed by SIGKILL"
+    assert re.search(named, run.said()), run.said()
+    assert not (run.path / "out.jsonl").exists()
+
+
+@needs_deepspeed
+def test_the_server_answers_as_one_process_until_ctrl_c(run: Run, prepared: Prepared) -> None:
+    port = free_port()
+    config = run.path / "serve.toml"
+    config.write_text(f"{prepared.config_text}\n[server]\nport = {port}\n")
+    hostfile = prepared.config.with_name("hostfile")
+    run.under_deepspeed("launch/serve.py", hostfile, "-c", config, "--plan", prepared.plan)
+    wait_until(lambda: "ready on http" in run.said(), 90, run.explain)
+
+    def ask(path: str, body: dict | None = None) -> dict:
+        data = json.dumps(body).encode() if body else None
+        request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", data)
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return json.load(answer)
+
+    assert ask("/health") == {"status": "ok"}
+    assert [model["id"] for model in ask("/v1/models")["data"]] == ["tiny"]
+    for prompt, tokens in zip(PROMPTS[:3], prepared.greedy(PROMPTS[:3], [24] * 3), strict=True):
+        answer = ask("/v1/completions", {"model": "tiny", "prompt": prompt, "max_tokens": 24})
+        assert answer["choices"][0]["token_ids"] == tokens
+        assert answer["usage"]["completion_tokens"] == len(tokens)
+    assert ask("/v1/completions", {"prompt": "It was a dark night", "max_tokens": 4})["choices"][0]["text"]
+    with pytest.raises(urllib.error.HTTPError, match="400"):
+        ask("/v1/completions", {"prompt": [1] * 21})  # more than the plan has room for
+
+    os.killpg(run.process.pid, signal.SIGINT)  # as Ctrl-C does
+    run.wait(20)  # the exit code is the launcher's own
+    assert f'File "{ROOT}/hetero_infer' not in run.said()  # an ordinary end: no traceback of ours
+
+
+@pytest.mark.skipif(not MIX.exists(), reason="hostfiles/mix is not there")
+@pytest.mark.skipif(not shutil.which("ssh"), reason="there is no ssh on this machine")
+@needs_deepspeed
+def test_the_hosts_of_the_readme_s_hostfile_are_named_when_they_cannot_be_reached(run: Run) -> None:
+    """The README's first line, typed as it stands."""
+    run.start([str(DEEPSPEED), "--hostfile", "hostfiles/mix", "launch/serve.py"])
+    assert run.wait(60) != 0
+    hosts = [line.split()[0] for line in MIX.read_text().splitlines() if line.split("#")[0].strip()]
+    assert any(host in run.said() for host in hosts), run.said()
+
+
+def test_the_folder_of_a_run_tells_its_processes_from_others(run: Run, tmp_path: Path) -> None:
+    """That nothing is left over would mean nothing if what is there were not seen."""
+    run.start(["sleep", "30"])
+    wait_until(lambda: any("sleep" in Path(f"/proc/{pid}/cmdline").read_text() for pid in run.left_over()), 5, run.said)
+    run.process.kill()
+    assert run.wait(5) == -signal.SIGKILL

@@ -1,0 +1,262 @@
+"""What the runtime owes: over any number of processes, the tokens are those of the model in one process."""
+
+import itertools
+import random
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+
+from hetero_infer.checkpoint.local_model import LocalModel, single_process_model
+from hetero_infer.checkpoint.model_folder import ModelFolder
+from hetero_infer.checkpoint.quantise import quantise_layers
+from hetero_infer.checkpoint.text import CalibrationWindows
+from hetero_infer.spec import UNQUANTISED, Choice, Workload
+from hetero_infer.spec.config import DEMO_MODEL
+from tests.greedy import assert_same_greedy_tokens
+from tests.models.stories260k import SOURCE as STORIES
+from tests.models.stories260k import convert
+from tests.pipeline.running import Case, Ran, Request, plan_of, run_pipeline
+from tests.tiny_model import write_tiny_model
+
+pytestmark = [pytest.mark.processes, pytest.mark.timeout(280)]
+
+STAGES = (1, 2, 3, 4)
+SIZES = ((1, 1), (2, 4), (3, 2), (4, 4), (7, 3))  # of prefill and decode micro-batches
+NEW_TOKENS = 24
+PROMPT_TOKENS = (5, 17, 1, 30, 50, 2, 9)
+WORKLOAD = Workload(len(PROMPT_TOKENS), max(PROMPT_TOKENS), NEW_TOKENS)
+TINY = {
+    "gqa_tied": {"num_hidden_layers": 4, "tie_word_embeddings": True, "head_dim": 12},
+    "mha_untied": {"num_hidden_layers": 5, "num_key_value_heads": 4, "head_dim": 12},
+    "wide_heads": {"num_hidden_layers": 4, "head_dim": 20},
+}
+REAL = ("demo", "stories260k")
+MIXED = (Choice(3, 32), UNQUANTISED, Choice(8, 32), Choice(4, 32))
+MODELS_AND_SIZES = list(itertools.product((*TINY, *REAL), SIZES))
+
+
+def prompts_for(vocab_size: int) -> list[tuple[int, ...]]:
+    rng = random.Random(vocab_size)
+    return [tuple(rng.randrange(vocab_size) for _ in range(length)) for length in PROMPT_TOKENS]
+
+
+def requests(prompts: list[tuple[int, ...]], **fields: object) -> list[Request]:
+    return [Request(str(i), prompt, NEW_TOKENS, **fields) for i, prompt in enumerate(prompts)]
+
+
+class Models:
+    """Folders, and the tokens they should give."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.folders = {name: write_tiny_model(path / name, seed, **TINY[name]) for seed, name in enumerate(TINY)}
+        if (DEMO_MODEL / "model.safetensors").exists():
+            self.folders["demo"] = DEMO_MODEL
+        if (STORIES / "stories260K.bin").exists():
+            self.folders["stories260k"] = convert((STORIES / "stories260K.bin").read_bytes(), path / "stories260k")
+        self.reference = cache(self._reference)
+        self.expected = cache(self._expected)
+        self.quantised = cache(self._quantised)
+
+    def prompts(self, name: str) -> list[tuple[int, ...]]:
+        return prompts_for(ModelFolder(self.folders[name]).spec.vocab_size)
+
+    def _reference(self, name: str) -> torch.nn.Module:
+        from transformers import AutoModelForCausalLM
+
+        return AutoModelForCausalLM.from_pretrained(self.folders[name], torch_dtype=torch.float32).eval()
+
+    def _expected(self, name: str) -> list[list[int]]:
+        """Those of transformers."""
+        texts = []
+        for prompt in self.prompts(name):
+            ids = torch.tensor([prompt])
+            texts += (
+                self.reference(name)
+                .generate(
+                    ids,
+                    attention_mask=torch.ones_like(ids),
+                    max_new_tokens=NEW_TOKENS,
+                    do_sample=False,
+                    eos_token_id=None,
+                    pad_token_id=0,
+                )[:, len(prompt) :]
+                .tolist()
+            )
+        return texts
+
+    def _quantised(self) -> tuple[Path, LocalModel]:
+        """A checkpoint folder with `MIXED` layers of the GQA model, and that model in one process."""
+        folder = ModelFolder(self.folders["gqa_tied"])
+        windows = CalibrationWindows(torch.randint(99, (4, 32), generator=torch.Generator().manual_seed(0)))
+        shards = quantise_layers(folder, enumerate(MIXED), windows, self.path / "checkpoint")
+        return shards.path, single_process_model(folder, MIXED, shards, dequantised=True)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
+    torch.set_num_threads(1)
+    return Models(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="module")
+def ran(models: Models, tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], dict[str, Ran]]:
+    """Every case over so many stages, run once."""
+
+    @cache
+    def run(stages: int) -> dict[str, Ran]:
+        cases = list(cases_of(stages, models))
+        return run_pipeline(stages, cases, tmp_path_factory.mktemp(f"stages-{stages}"), deadline_s=120)
+
+    return run
+
+
+# The cases.
+
+
+def cases_of(stages: int, models: Models) -> list[Case]:
+    def case(
+        name: str, model: str, sizes: tuple[int, int], batches: list[list[Request]], memory_bytes: int = 2**30
+    ) -> Case:
+        folder = models.folders[model]
+        choices = [UNQUANTISED] * ModelFolder(folder).spec.num_hidden_layers
+        return Case(name, plan_of(stages, WORKLOAD, sizes, choices, memory_bytes), folder, batches)
+
+    cases = [
+        case(f"{model} {sizes}", model, sizes, [requests(models.prompts(model))])
+        for model, sizes in MODELS_AND_SIZES
+        if model in models.folders
+    ]
+    prompts = models.prompts("wide_heads")
+    sampled, shuffled = sampled_requests(prompts), random.Random(0).sample(range(7), 7)
+    cases += [
+        case("early ends", "wide_heads", (3, 2), [early_ends(prompts), requests(prompts), early_ends(prompts)]),
+        case("all stop at once", "wide_heads", (2, 4), [requests(prompts, stop_ids=tuple(range(99)))]),
+        case("one token each", "wide_heads", (3, 2), [[Request(r.id, r.prompt, 1) for r in requests(prompts)]]),
+        case("few", "wide_heads", (4, 4), [requests(prompts)[:3], requests(prompts)[4:]]),
+        case(
+            "sampled",
+            "wide_heads",
+            (3, 4),
+            [sampled, [sampled[i] for i in shuffled], *[[request] for request in sampled]],
+        ),
+        case("too large", "wide_heads", (3, 2), [], memory_bytes=100_000),
+    ]
+    checkpoint, _ = models.quantised()
+    quantised = models.folders["gqa_tied"]
+    plan = plan_of(stages, WORKLOAD, (3, 2), MIXED)
+    return [*cases, Case("mixed bits", plan, quantised, [requests(models.prompts("gqa_tied"))], checkpoint)]
+
+
+def early_ends(prompts: list[tuple[int, ...]]) -> list[Request]:
+    limits = (3, 24, 1, 7, 9, 24, 2)
+    return [
+        Request(str(i), prompt, limit, stop_ids=tuple(range(10)))
+        for i, (prompt, limit) in enumerate(zip(prompts, limits, strict=True))
+    ]
+
+
+def sampled_requests(prompts: list[tuple[int, ...]]) -> list[Request]:
+    """Greedy, warm, hot, cut off; seeds that 32 bits cannot hold."""
+    how = [(0.0, 1.0), (0.7, 1.0), (1.0, 0.9), (1.7, 0.5), (0.1, 1.0), (1.0, 1.0), (1.3, 0.95)]
+    return [
+        Request(str(i), prompt, NEW_TOKENS, temperature, top_p, seed=2**40 + i)
+        for i, (prompt, (temperature, top_p)) in enumerate(zip(prompts, how, strict=True))
+    ]
+
+
+# What holds for them.
+
+
+@pytest.mark.parametrize("stages", STAGES)
+@pytest.mark.parametrize(("model", "sizes"), MODELS_AND_SIZES)
+def test_a_pipeline_gives_the_tokens_of_transformers(
+    stages: int, model: str, sizes: tuple[int, int], models: Models, ran: Callable[[int], dict[str, Ran]]
+) -> None:
+    if model not in models.folders:
+        pytest.skip(f"{model}: its weights are not on this machine")
+    (batch,) = ran(stages)[f"{model} {sizes}"].batches
+    tokens = list(batch["tokens"].values())
+    assert [len(new) for new in tokens] == [NEW_TOKENS] * 7
+    if tokens != models.expected(model):  # then only where two logits are as good as equal
+        assert_same_greedy_tokens(tokens, models.reference(model), models.prompts(model))
+
+
+@pytest.mark.parametrize("stages", STAGES)
+def test_mixed_bits_over_stages_give_the_tokens_of_one_process(
+    stages: int, models: Models, ran: Callable[[int], dict[str, Ran]]
+) -> None:
+    (batch,) = ran(stages)["mixed bits"].batches
+    _, model = models.quantised()
+    tokens = list(batch["tokens"].values())
+    assert tokens == model.generate_greedy(models.prompts("gqa_tied"), NEW_TOKENS)
+    assert tokens != models.expected("gqa_tied")  # quantised they were
+
+
+@pytest.mark.parametrize("stages", STAGES)
+def test_a_sequence_ends_at_its_stop_token_or_limit_and_the_others_go_on(
+    stages: int, models: Models, ran: Callable[[int], dict[str, Ran]]
+) -> None:
+    first, whole, again = ran(stages)["early ends"].batches
+    asked = early_ends(models.prompts("wide_heads"))
+    for request in asked:
+        tokens = whole["tokens"][request.id][: request.max_tokens]
+        stop = next((i for i, token in enumerate(tokens) if token in request.stop_ids), None)
+        expected = tokens if stop is None else tokens[: stop + 1]
+        assert first["tokens"][request.id] == again["tokens"][request.id] == expected
+        assert first["reasons"][request.id] == ("length" if stop is None else "stop")
+    assert {"stop", "length"} == set(first["reasons"].values())
+    assert list(whole["tokens"].values()) == models.expected("wide_heads")  # in slots that the first batch had used
+
+
+@pytest.mark.parametrize("stages", STAGES)
+def test_the_loop_ends_when_every_sequence_has(stages: int, ran: Callable[[int], dict[str, Ran]]) -> None:
+    for name in ("all stop at once", "one token each"):
+        (batch,) = ran(stages)[name].batches
+        assert [len(tokens) for tokens in batch["tokens"].values()] == [1] * 7
+    assert set(ran(stages)["all stop at once"].batches[0]["reasons"].values()) == {"stop"}
+
+
+@pytest.mark.parametrize("stages", STAGES)
+def test_every_token_is_reported_once_and_in_order(stages: int, ran: Callable[[int], dict[str, Ran]]) -> None:
+    for case in ran(stages).values():
+        for batch in case.batches:
+            for request, tokens in batch["tokens"].items():
+                assert [n for name, n in batch["called"] if name == request] == list(range(1, len(tokens) + 1))
+            assert batch["seconds"][0] > 0 and batch["seconds"][1] >= 0
+
+
+@pytest.mark.parametrize("stages", STAGES)
+def test_a_batch_may_be_smaller_than_the_plan_s(
+    stages: int, models: Models, ran: Callable[[int], dict[str, Ran]]
+) -> None:
+    first, rest = (list(batch["tokens"].values()) for batch in ran(stages)["few"].batches)
+    expected = models.expected("wide_heads")
+    assert (first, rest) == (expected[:3], expected[4:])
+
+
+@pytest.mark.parametrize("stages", STAGES)
+def test_a_sequence_alone_gets_the_tokens_it_gets_in_any_batch(
+    stages: int, models: Models, ran: Callable[[int], dict[str, Ran]]
+) -> None:
+    together, shuffled, *alone = (batch["tokens"] for batch in ran(stages)["sampled"].batches)
+    assert shuffled == together
+    assert {request: tokens for batch in alone for request, tokens in batch.items()} == together
+    expected = models.expected("wide_heads")
+    assert together["0"] == expected[0]  # greedy
+    assert all(together[str(i)] != expected[i] for i in (3, 5, 6))  # warm enough to differ
+    assert together == ran(1)["sampled"].batches[0]["tokens"]  # however many stages
+
+
+@pytest.mark.parametrize("stages", STAGES)
+def test_a_stage_that_does_not_fit_says_where_and_by_how_much(
+    stages: int, ran: Callable[[int], dict[str, Ran]]
+) -> None:
+    errors = ran(stages)["too large"].errors
+    assert list(errors) == list(range(stages))
+    for stage, error in errors.items():
+        assert error.startswith(f"InfeasibleError: stage {stage} on localhost:{stage} holds ")
+        assert " MiB and may use 0.1;" in error

@@ -1,0 +1,253 @@
+"""The `hetero-infer` command: what it prints where, and the exit codes that scripts rely on."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from hetero_infer import __version__
+from hetero_infer.cli import main
+from hetero_infer.spec import Choice, Phase, Plan, ProfileRow, ProfileTable, SensitivityTable
+from hetero_infer.spec.profile import EMBEDDING, HEAD
+from tests.tiny_model import write_tiny_model
+
+VERBS = ("measure", "sensitivity", "plan", "check", "simulate", "quantize", "evaluate")
+BITS = (3, 4, 8, 16)
+CONFIG = """
+[model]
+path = "{path}/tiny"
+[cluster]
+hostfile = "{path}/hostfile"
+[workload]
+batch_size = 4
+prompt_tokens = 16
+new_tokens = 8
+[quality]
+max_perplexity_increase = 0.05
+text = "{path}/text.txt"
+calibration = "{path}/text.txt"
+[paths]
+work = "{path}/out"
+"""
+
+
+class Run:
+    """A config whose profile and sensitivity are there, so that nothing is measured."""
+
+    def __init__(self, path: Path) -> None:
+        from hetero_infer.checkpoint.model_folder import ModelFolder
+        from hetero_infer.checkpoint.text import CalibrationWindows
+
+        self.path = path
+        folder = ModelFolder(write_tiny_model(path / "tiny", with_tokenizer=True, num_hidden_layers=4))
+        (path / "text.txt").write_text("It was a bright cold day in April. " * 300)
+        self.config = path / "run.toml"
+        self.config.write_text(CONFIG.format(path=path))
+        self.set_memory("2MiB")
+        choices = tuple(Choice(bits, 0 if bits == 16 else 64) for bits in BITS)
+        windows = CalibrationWindows.from_text(folder, path / "text.txt")
+        losses = (0.03, 0.01, 0.001, 0.0)
+        SensitivityTable("by hand", folder.digest, windows.digest, "nats", choices, (losses,) * 4).save(
+            path / "out" / "sensitivity.json"
+        )
+        spec = folder.spec
+        points = [(Phase.PREFILL, tokens, 0) for tokens in (8, 16)] + [(Phase.DECODE, 1, past) for past in (16, 23)]
+        ProfileTable(
+            tuple(
+                ProfileRow(
+                    "cpu", f"tiny{end}", spec.hidden_size, spec.intermediate_size, choice.bits, choice.group_size,
+                    "float", phase, batch, tokens, past, 1e-4 * (1 + batch * tokens + choice.bits / 16),
+                )
+                for choice in choices
+                for end in ("", *([f"#{EMBEDDING}", f"#{HEAD}"] if choice.bits == 16 else []))
+                for phase, tokens, past in points
+                for batch in (1, 2, 4)
+            )
+        ).save(path / "out" / "profile.csv")  # fmt: skip
+
+    def set_memory(self, amount: str) -> None:
+        (self.path / "hostfile").write_text(f"localhost slots=2  # gpu=cpu memory={amount} threads=1\n")
+
+    def __call__(self, *arguments: object) -> int:
+        return main([*map(str, arguments), "-c", str(self.config)])
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    return Run(tmp_path)
+
+
+@pytest.fixture
+def plan_path(run: Run, capsys: pytest.CaptureFixture[str]) -> Path:
+    assert run("plan") == 0
+    capsys.readouterr()
+    return run.path / "out" / "plan.json"
+
+
+def one_line_of_error(capsys: pytest.CaptureFixture[str]) -> str:
+    out, err = capsys.readouterr()
+    assert out == ""
+    (line,) = err.splitlines()
+    assert line.startswith("hetero-infer: ")
+    return line
+
+
+@pytest.mark.processes
+def test_the_command_is_installed_and_lists_its_verbs() -> None:
+    command = Path(sys.executable).with_name("hetero-infer")
+    done = subprocess.run([command, "--help"], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and done.stderr == ""
+    assert all(verb in done.stdout for verb in VERBS)
+    as_module = subprocess.run(
+        [sys.executable, "-m", "hetero_infer", "--version"], capture_output=True, text=True, timeout=60
+    )
+    assert as_module.stdout.strip() == __version__
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_each_verb_has_help(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit:
+        main([verb, "--help"])
+    assert exit.value.code == 0
+    said = capsys.readouterr().out
+    assert f"hetero-infer {verb}" in said and "--config" in said and "--json" in said
+
+
+@pytest.mark.parametrize("arguments", [[], ["plann"], ["check"], ["plan", "--fast"]])
+def test_a_command_line_that_is_none_is_exit_code_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit:
+        main(arguments)
+    assert exit.value.code == 2
+    assert capsys.readouterr().err.startswith("usage: hetero-infer")
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_config_that_is_not_there_is_exit_code_2(
+    verb: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = [str(tmp_path / "plan.json")] if verb in ("check", "simulate", "quantize") else []
+    assert main([verb, *plan, "-c", str(tmp_path / "nowhere.toml")]) == 2
+    assert f"config {tmp_path}/nowhere.toml: cannot be read" in one_line_of_error(capsys)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "named"),
+    [
+        ("work =", "works =", "[paths] works is not known; did you mean work?"),
+        ("= 16", "= 'many'", "[workload] prompt_tokens = 'many' is not a int"),
+        ("/tiny", "/nothing", "no config.json there"),
+        ("/hostfile", "/hosts", "hosts: cannot be read"),
+        ("/text.txt", "/texts.txt", "texts.txt: cannot be read"),
+        ("= 16", "= 1600", "pass the model's 256 positions; plan for fewer"),
+    ],
+)
+def test_a_mistake_in_the_config_is_exit_code_2(
+    old: str, new: str, named: str, run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = run.config.read_text()
+    assert old in text
+    run.config.write_text(text.replace(old, new))
+    assert run("plan") == 2
+    assert named in one_line_of_error(capsys)
+
+
+def test_a_plan_that_is_not_there_is_exit_code_2(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("check", run.path / "nowhere.json") == 2
+    assert "plan " in (line := one_line_of_error(capsys)) and "nowhere.json: cannot be read" in line
+
+
+def test_too_little_memory_is_exit_code_3_with_the_devices_and_the_way_out(
+    run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run.set_memory("100KiB")
+    assert run("plan") == 3
+    line = one_line_of_error(capsys)
+    assert "localhost:" in line and "MiB" in line
+    assert not (run.path / "out" / "plan.json").exists()
+
+
+def test_a_plan_is_written_and_shown(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("plan") == 0
+    said = capsys.readouterr().out
+    assert "localhost:0" in said and "localhost:1" in said and "why not uniform: " in said
+    plan = Plan.load(run.path / "out" / "plan.json")
+    assert len(plan.layer_choices) == 6 and plan.solver and plan.quality.predicted <= plan.quality.limit
+
+
+@pytest.mark.processes
+def test_json_is_one_object_on_stdout(run: Run, plan_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("plan", "--json") == 0
+    content = json.loads(capsys.readouterr().out)
+    why = content.pop("why_not_uniform")
+    assert isinstance(why, str) and content == json.loads(plan_path.read_text())
+
+    assert run("check", plan_path, "--json") == 0
+    assert json.loads(capsys.readouterr().out) == {"violations": []}
+
+    # In a process of its own: what it imports for the first time must not print there either.
+    command = [sys.executable, "-m", "hetero_infer", "simulate", plan_path, "--json", "-c", run.config]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    simulated = json.loads(done.stdout)
+    assert simulated["makespan_s"] == pytest.approx(Plan.load(plan_path).estimate.total_s, rel=1e-9)
+
+    assert run("evaluate", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["perplexity"] > 1
+
+
+def test_the_same_inputs_give_the_same_plan_without_solving_again(run: Run, plan_path: Path) -> None:
+    before = plan_path.stat().st_mtime_ns
+    assert run("plan") == 0
+    assert plan_path.stat().st_mtime_ns == before
+    run.set_memory("1900KiB")
+    assert run("plan") == 0
+    assert plan_path.stat().st_mtime_ns != before
+
+
+def test_a_simulation_draws_so_many_rows(run: Run, plan_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("simulate", plan_path, "--rows", "12") == 0
+    header, *rows, last = capsys.readouterr().out.splitlines()
+    assert header.startswith("time  stage 0") and len(rows) in (12, 13) and last.startswith("simulated: ")
+
+
+def test_check_accepts_the_plan_that_was_made(run: Run, plan_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("check", plan_path) == 0
+    assert capsys.readouterr().out == "the plan can run and keeps its quality limit\n"
+
+
+def test_check_refuses_a_plan_that_was_changed_for_the_worse(
+    run: Run, plan_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = Plan.load(plan_path)
+    stages = [stage.layers for stage in plan.stages]
+    everywhere_3 = [tuple(Choice(3, 64) for _ in layers) for layers in stages]
+    small = tuple(replace(device, memory_bytes=2**18) for device in plan.devices)
+    for changed, named in [
+        (
+            replace(plan, stages=tuple(map(_with_layers, plan.stages, everywhere_3))),
+            ("the embedding has 3g64 bits", "the head has 3g64 bits", "is over the limit"),
+        ),
+        (replace(plan, devices=small), ("stage 0 (cpu on localhost:0) needs ",)),
+    ]:
+        changed.save(run.path / "changed.json")
+        assert run("check", run.path / "changed.json") == 3
+        said = capsys.readouterr()
+        assert all(words in said.out for words in named), said.out
+        assert "Traceback" not in said.err
+        assert run("check", run.path / "changed.json", "--json") == 3
+        assert len(json.loads(capsys.readouterr().out)["violations"]) >= len(named)
+
+
+def _with_layers(stage: object, layers: tuple[Choice, ...]) -> object:
+    return replace(stage, layers=layers)
+
+
+def test_a_plan_for_another_model_is_not_quantised(
+    run: Run, plan_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_tiny_model(run.path / "tiny", seed=1, with_tokenizer=True, num_hidden_layers=4)
+    assert run("quantize", plan_path) == 2
+    assert "the plan is for the model" in one_line_of_error(capsys)
