@@ -9,8 +9,18 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hetero_infer.spec import Choice, InputError, Plan, ProfileTable, RunConfig, SensitivityTable
+from hetero_infer.spec import (
+    Choice,
+    InfeasibleError,
+    InputError,
+    Plan,
+    ProfileRow,
+    ProfileTable,
+    RunConfig,
+    SensitivityTable,
+)
 from hetero_infer.spec.cluster import device_to_json
+from hetero_infer.spec.config import DEMO_MODEL
 from hetero_infer.spec.files import digest_of
 
 if TYPE_CHECKING:
@@ -34,17 +44,14 @@ def profile_for(folder: "ModelFolder", config: RunConfig) -> ProfileTable:
 
 
 def measure(folder: "ModelFolder", config: RunConfig, path: Path, device_type: str) -> ProfileTable:
-    """Time the layers on this machine's device, and put the rows in place of `device_type`'s in the profile `path`."""
-    import torch
-
+    """Time the layers on this machine's device; the rows replace those of the same device type and model in `path`."""
     from hetero_infer.measure.layer_timer import measure_layers
 
-    if device_type != "cpu" and not torch.cuda.is_available():
-        raise InputError(f"no CUDA device here to measure as {device_type}; run it on a host that has one")
     threads = {device.threads for device in config.cluster.devices if device.type == device_type} or {1}
     if len(threads) > 1:
         raise InputError(f"hostfile {config.hostfile}: {device_type} devices with {sorted(threads)} threads; say one")
-    kept = tuple(row for row in _profile_at(path).rows if row.device != device_type)
+    old = _profile_at(path)
+    kept = tuple(row for row in old.rows if (row.device, _model_of(row)) != (device_type, folder.path.name))
     measured = measure_layers(
         folder.spec,
         folder.path.name,
@@ -52,10 +59,9 @@ def measure(folder: "ModelFolder", config: RunConfig, path: Path, device_type: s
         config.choices,
         config.workload,
         threads.pop(),
-        torch.device("cpu" if device_type == "cpu" else "cuda"),
         progress=True,
     )
-    profile = ProfileTable((*kept, *measured.rows), measured.header)
+    profile = ProfileTable((*kept, *measured.rows), {**old.header, **measured.header})
     profile.save(path)
     return profile
 
@@ -89,6 +95,9 @@ def request_for(config: RunConfig) -> "PlanRequest":
     from hetero_infer.planner.request import PlanRequest
 
     folder = ModelFolder(config.model)
+    kinds = {device.is_cpu for device in config.cluster.devices}
+    if len(kinds) > 1:
+        raise InputError(f"hostfile {config.hostfile}: CPUs and GPUs in one pipeline are not supported; use one kind")
     if config.workload.cache_tokens > folder.spec.max_position_embeddings:
         raise InputError(
             f"workload: {config.workload.prompt_tokens} prompt and {config.workload.new_tokens} new tokens pass the "
@@ -97,7 +106,7 @@ def request_for(config: RunConfig) -> "PlanRequest":
     return PlanRequest(
         model=folder.spec,
         model_facts={
-            "path": str(config.model),
+            "path": "demo" if config.model == DEMO_MODEL else str(config.model),
             "digest": folder.digest,
             "num_hidden_layers": folder.spec.num_hidden_layers,
         },
@@ -114,12 +123,19 @@ def request_for(config: RunConfig) -> "PlanRequest":
 def plan_for(config: RunConfig, request: "PlanRequest", path: Path) -> Plan:
     """The plan at `path` if it was made from the same inputs, else a new one, saved there."""
     digest = _inputs_digest(config, request)
-    if path.exists() and (old := Plan.load(path)).inputs_digest == digest:
-        return old
+    if path.exists():
+        old = Plan.load(path)
+        if old.decision_digest != old.decided_digest:
+            raise InputError(
+                f"plan {path} was edited by hand, and a new one would be written over it; give it as --plan to "
+                "launch/serve.py or launch/batch.py, or move it away"
+            )
+        if old.inputs_digest == digest:
+            return old
     from hetero_infer.planner.search import find_plan
 
     plan = find_plan(request, time_limit_s=config.planner_time_limit_s, gap=config.planner_gap)
-    plan = replace(plan, inputs_digest=digest)
+    plan = replace(plan, inputs_digest=digest, decided_digest=plan.decision_digest)
     plan.save(path)
     return plan
 
@@ -129,10 +145,14 @@ def quantise(plan: Plan, config: RunConfig, checkpoint: Path, stages: Iterable[i
     from hetero_infer.checkpoint.model_folder import ModelFolder
     from hetero_infer.checkpoint.quantise import quantise_layers
     from hetero_infer.checkpoint.text import CalibrationWindows
+    from hetero_infer.planner.check import memory_violations
 
     folder = ModelFolder(config.model)
     if folder.digest != plan.model["digest"]:
         raise InputError(f"the plan is for the model {plan.model['digest']}, {config.model} is {folder.digest}")
+    missing = memory_violations(plan, folder.spec)
+    if missing:
+        raise InfeasibleError("; ".join(missing))
     wanted = [(layer, plan.decoder_choices[layer]) for stage in stages for layer in plan.decoder_range(stage)]
     windows = CalibrationWindows.from_text(folder, config.calibration)
     quantise_layers(folder, wanted, windows, checkpoint, progress)
@@ -145,7 +165,7 @@ def _covers(profile: ProfileTable, folder: "ModelFolder", config: RunConfig, dev
         row
         for row in profile.rows
         if row.device == device_type
-        and row.model.partition("#")[0] == folder.path.name
+        and _model_of(row) == folder.path.name
         and (row.hidden_size, row.intermediate_size) == (spec.hidden_size, spec.intermediate_size)
     ]
 
@@ -154,7 +174,8 @@ def _covers(profile: ProfileTable, folder: "ModelFolder", config: RunConfig, dev
             (getattr(row, field) for row in rows if row.layer_kind == "decoder" and row.choice == choice), default=0
         )
 
-    return all(
+    threads = {str(device.threads) for device in config.cluster.devices if device.type == device_type}
+    return threads == {profile.header.get(f"{device_type}.threads")} and all(
         reach(choice, "batch") >= workload.batch_size
         and reach(choice, "input_tokens") >= workload.prompt_tokens
         and reach(choice, "past_tokens") >= workload.cache_tokens - 1
@@ -162,11 +183,15 @@ def _covers(profile: ProfileTable, folder: "ModelFolder", config: RunConfig, dev
     )
 
 
+def _model_of(row: ProfileRow) -> str:
+    return row.model.partition("#")[0]
+
+
 def _inputs_digest(config: RunConfig, request: "PlanRequest") -> str:
     """Of everything the plan depends on."""
     return digest_of(
         {
-            "model": dict(request.model_facts),
+            "model": request.model_facts["digest"],
             "devices": [device_to_json(device) for device in request.cluster.devices],
             "link": asdict(request.cluster.default_link),
             "workload": asdict(request.workload),

@@ -4,7 +4,7 @@ In: a folder of ``*.txt`` files. Out: a Hugging Face model folder in fp16 with `
 never saw), ``calibration.txt`` (text it did see) and ``training_log.csv``. The last 5 % of every book are kept out.
 An interrupted run goes on from its last checkpoint.
 
-    python launch/train_demo_model.py --books ../shared/data/text --out hetero_infer/demo
+    python launch/train_demo_model.py --books BOOKS --out hetero_infer/demo
 """
 
 import argparse

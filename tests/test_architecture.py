@@ -36,7 +36,7 @@ EXCEPTIONS = {
 
 # Where each package from outside may be imported. What does not stand here is imported nowhere.
 HOMES = {
-    "torch": ("quant/", "models/", "checkpoint/", "measure/", "pipeline/", "prepare.py"),
+    "torch": ("quant/", "models/", "checkpoint/", "measure/", "pipeline/"),
     "deepspeed": ("pipeline/",),
     "pyomo": ("planner/",),
     "numpy": ("planner/",),

@@ -65,7 +65,8 @@ class Run:
                 for end in ("", *([f"#{EMBEDDING}", f"#{HEAD}"] if choice.bits == 16 else []))
                 for phase, tokens, past in points
                 for batch in (1, 2, 4)
-            )
+            ),
+            {"cpu.threads": "1"},
         ).save(path / "out" / "profile.csv")  # fmt: skip
 
     def set_memory(self, amount: str) -> None:

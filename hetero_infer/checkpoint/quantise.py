@@ -31,7 +31,7 @@ def quantise_layers(
     missing = sorted((layer, choice) for layer, choice in quantised if not shards.has(layer, choice))
     if missing:
         last_layer = missing[-1][0]
-        with tqdm(total=len(missing), desc="quantise", unit="layer", disable=not progress) as bar:
+        with tqdm(total=len(missing), desc="quantise", unit="layer", disable=None if progress else True) as bar:
             for layer in calibrate(folder, windows, last_layer + 1):
                 for choice in [choice for index, choice in missing if index == layer.index]:
                     _quantise(layer, choice, shards)

@@ -1,13 +1,16 @@
-"""Bytes on the wire: activations from a stage to the next, sampled tokens from the last stage to the first."""
+"""Bytes on the wire: activations from a stage to the next, sampled tokens from the last stage to the first.
 
-MESSAGE_HEADER_BYTES = 4096
-TOKEN_BYTES = 4
-TOKEN_HEADER_BYTES = 64
+`pipeline/message.py` and `pipeline/transport.py` write these messages; a test holds the figures to them.
+"""
+
+HEADER_BYTES, SEQUENCE_BYTES, HEADER_BLOCK_BYTES = 16, 36, 64
+TOKEN_BYTES, TOKEN_HEADER_BYTES = 8, 24
 
 
-def activation_message_bytes(tokens: int, hidden_size: int, element_bytes: int) -> int:
-    """Hidden states of `tokens` tokens in the sender's `element_bytes`, behind a fixed header."""
-    return tokens * hidden_size * element_bytes + MESSAGE_HEADER_BYTES
+def activation_message_bytes(tokens: int, hidden_size: int, element_bytes: int, batch_size: int) -> int:
+    """Hidden states of `tokens` tokens in the sender's `element_bytes`, behind a header made for `batch_size`."""
+    header = HEADER_BYTES + SEQUENCE_BYTES * batch_size
+    return -(-header // HEADER_BLOCK_BYTES) * HEADER_BLOCK_BYTES + tokens * hidden_size * element_bytes
 
 
 def token_message_bytes(sequences: int) -> int:

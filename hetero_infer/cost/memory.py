@@ -75,12 +75,17 @@ def workspace_bytes(
     has_neighbours: bool,
     dequantises: bool,
 ) -> int:
-    """What is alive while a micro-batch is worked on: the larger of the two phases.
+    """Message buffers, and what is alive while a micro-batch is worked on: the larger of the two phases.
 
     `prefill_size` and `decode_size` are sequences per micro-batch (η, ξ); `dequantises` says whether the stage has
     a quantised layer, whose largest Linear is unpacked into a buffer.
     """
     shared = _dequantise_bytes(model, element_bytes) if dequantises else 0
+    if has_neighbours:
+        most_tokens = max(prefill_size * workload.prompt_tokens, decode_size)
+        shared += MESSAGE_BUFFERS * activation_message_bytes(
+            most_tokens, model.hidden_size, element_bytes, workload.batch_size
+        )
     phases = (
         (prefill_size, workload.prompt_tokens, _prefill_score_bytes(model, workload)),
         (decode_size, 1, _decode_score_bytes(model, workload, decode_size)),
@@ -89,7 +94,6 @@ def workspace_bytes(
         _activation_bytes(model, sequences * tokens, element_bytes)
         + scores
         + (sequences * model.vocab_size * LOGIT_BYTES if is_last else 0)
-        + (_message_buffer_bytes(model, sequences * tokens, element_bytes) if has_neighbours else 0)
         for sequences, tokens, scores in phases
     )
 
@@ -162,7 +166,3 @@ def _decode_score_bytes(model: ModelSpec, workload: Workload, sequences: int) ->
 def _dequantise_bytes(model: ModelSpec, element_bytes: int) -> int:
     """The largest Linear in float32 and in the device's type."""
     return max(n * k for n, k in model.linear_shapes.values()) * (element_bytes + DEQUANTISE_BYTES)
-
-
-def _message_buffer_bytes(model: ModelSpec, tokens: int, element_bytes: int) -> int:
-    return MESSAGE_BUFFERS * activation_message_bytes(tokens, model.hidden_size, element_bytes)

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from hetero_infer.models import KVCache, MicroBatch, layers_of
 from hetero_infer.models.micro_batch import pad_rows
 from hetero_infer.quant.linear import QuantLinear
-from hetero_infer.spec import UNQUANTISED, Choice, ModelSpec, Phase, ProfileRow, ProfileTable, Workload
+from hetero_infer.spec import UNQUANTISED, Choice, InputError, ModelSpec, Phase, ProfileRow, ProfileTable, Workload
 from hetero_infer.spec.profile import EMBEDDING, HEAD
 
 NUM_COPIES = 3
@@ -67,10 +67,10 @@ def measure_layers(
     choices: Sequence[Choice],
     workload: Workload,
     threads: int,
-    device: torch.device = torch.device("cpu"),  # noqa: B008 (immutable)
     progress: bool = False,
 ) -> ProfileTable:
     """Time a decoder layer under each choice, the embedding and the head, over the grid of `workload`."""
+    device = _device_here(device_type)
     dtype = torch.float32 if device.type == "cpu" else torch.float16
     num_copies = min(NUM_COPIES, spec.num_hidden_layers)
     with _threads(threads), torch.inference_mode():
@@ -90,7 +90,7 @@ def measure_layers(
         )
         points = grid(workload)
         samples: dict[tuple[Point, str, Choice], list[float]] = defaultdict(list)
-        for point in tqdm(points * NUM_SWEEPS, desc="measure", unit="point", disable=not progress):
+        for point in tqdm(points * NUM_SWEEPS, desc="measure", unit="point", disable=None if progress else True):
             batch = point.micro_batch(device)
             token_ids = torch.randint(spec.vocab_size, (batch.padded_rows,), device=device)
             hidden = torch.randn(batch.padded_rows, spec.hidden_size, dtype=dtype, device=device)
@@ -106,7 +106,17 @@ def measure_layers(
         _row(spec, device_type, name, choice, point, statistics.median(seconds))
         for (point, name, choice), seconds in samples.items()
     ]
-    return ProfileTable(tuple(rows), _header(threads, num_copies, dtype, device))
+    header = _header(threads, num_copies, dtype, device)
+    return ProfileTable(tuple(rows), {f"{device_type}.{key}": value for key, value in header.items()})
+
+
+def _device_here(device_type: str) -> torch.device:
+    """This machine's device of a type: the CPU, or its first CUDA device under whatever name the hostfile gives it."""
+    if device_type == "cpu":
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise InputError(f"no CUDA device here to measure as {device_type}; run it on a host that has one")
+    return torch.device("cuda")
 
 
 def random_layer(spec: ModelSpec, position: int, choice: Choice, dtype: torch.dtype, device: torch.device) -> nn.Module:

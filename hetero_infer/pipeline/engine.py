@@ -25,7 +25,7 @@ ENGINE_CONFIG = {"train_micro_batch_size_per_gpu": 1}  # DeepSpeed insists on on
 
 @dataclass(frozen=True)
 class PhaseSeconds:
-    """Measured at the first stage: until the last prefill token is back, and from there to the last token."""
+    """Measured at the first stage: until it has taken up the last prefill token, and from there to the last token."""
 
     prefill_s: float
     decode_s: float
@@ -108,7 +108,7 @@ class HeteroPipelineEngine(PipelineEngine):
         self._note_retirement()
 
     def _exec_recv_message(self, phase: Phase, micro_batch: int) -> None:
-        self.message = self.channel.receive()
+        self.message = self.channel.receive(phase)
         got = (self.message.batch.phase, self.message.index)
         if got != (phase, micro_batch):
             raise RuntimeError(f"stage {self.stage_id} awaited {phase} {micro_batch} and received {got}")

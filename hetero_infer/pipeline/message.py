@@ -5,6 +5,7 @@ stages other than the first keep no state about requests, only KV cache slots.
 """
 
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -42,7 +43,7 @@ class MessageFormat:
     """Sizes that both ends of a link know from the plan."""
 
     max_sequences: int
-    max_rows: int
+    max_rows: Mapping[Phase, int]
     hidden_size: int
     dtype: torch.dtype
 
@@ -57,7 +58,11 @@ class MessageFormat:
 
     @property
     def buffer_bytes(self) -> int:
-        return self.header_bytes + self.max_rows * self.row_bytes
+        return max(self.most_bytes(phase) for phase in Phase)
+
+    def most_bytes(self, phase: Phase) -> int:
+        """Of a message of one phase."""
+        return self.header_bytes + self.max_rows[phase] * self.row_bytes
 
     def message_bytes(self, message: Message) -> int:
         return self.header_bytes + message.batch.live_rows * self.row_bytes
@@ -65,7 +70,7 @@ class MessageFormat:
     def write(self, message: Message, buffer: torch.Tensor) -> None:
         """Fill the start of `buffer`, uint8 `[buffer_bytes]`."""
         batch = message.batch
-        assert batch.num_sequences <= self.max_sequences and batch.live_rows <= self.max_rows, batch
+        assert batch.num_sequences <= self.max_sequences and batch.live_rows <= self.max_rows[batch.phase], batch
         header = bytearray(self.header_bytes)
         HEADER.pack_into(header, 0, PHASES.index(batch.phase), message.index, batch.num_sequences, message.retires)
         for i, (slot, past, new, how) in enumerate(

@@ -1,5 +1,7 @@
 """`PlannedPipelineModule`: DeepSpeed's `PipelineModule` with the partition that a plan says."""
 
+import contextlib
+import io
 from collections.abc import Callable, Sequence
 
 import torch
@@ -27,7 +29,8 @@ class PlannedPipelineModule(PipelineModule):
     def __init__(self, layers: Sequence[PlannedLayer], bounds: Sequence[int]) -> None:
         assert bounds[0] == 0 and bounds[-1] == len(layers), bounds
         self.bounds = list(bounds)
-        super().__init__(layers, num_stages=len(bounds) - 1)
+        with contextlib.redirect_stdout(io.StringIO()):  # DeepSpeed prints its seeds and its topology
+            super().__init__(layers, num_stages=len(bounds) - 1)
         self.requires_grad_(False)
 
     def _partition_layers(self, method: str = "plan") -> None:

@@ -102,17 +102,20 @@ class DecodeSchedule(_PhaseSchedule):
     def _first_stage(self) -> Iterator[Step]:
         awaited = list(range(len(self.prefill_ranges)))  # prefill micro-batches whose tokens are still to come
         started: set[int] = set()
+        arrivals: Step = []
         for round_ in range(self.rounds):
             for micro_batch, sequences in enumerate(self.decode_ranges):
                 if self.retired(micro_batch) and micro_batch in started:
                     started.remove(micro_batch)
-                    yield [RecvTokens(Phase.DECODE, micro_batch)]  # the empty message that retired it
+                    arrivals.append(RecvTokens(Phase.DECODE, micro_batch))  # the empty message that retired it
                 if self.retired(micro_batch):
                     continue
-                arrivals: Step = [RecvTokens(Phase.DECODE, micro_batch)] if round_ else []
+                if round_:
+                    arrivals.append(RecvTokens(Phase.DECODE, micro_batch))
                 while round_ == 0 and awaited and self.prefill_ranges[awaited[0]].start < sequences.stop:
                     arrivals.append(RecvTokens(Phase.PREFILL, awaited.pop(0)))
                 started.add(micro_batch)
                 yield [*arrivals, *self._pass_on(micro_batch)]
-        yield [RecvTokens(Phase.PREFILL, micro_batch) for micro_batch in awaited]
-        yield [RecvTokens(Phase.DECODE, micro_batch) for micro_batch in sorted(started)]
+                arrivals = []
+        arrivals += [RecvTokens(Phase.PREFILL, micro_batch) for micro_batch in awaited]
+        yield arrivals + [RecvTokens(Phase.DECODE, micro_batch) for micro_batch in sorted(started)]

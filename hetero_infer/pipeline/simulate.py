@@ -4,7 +4,8 @@ Every stage is a station, every link is a station of its own, and so is the retu
 stage and the seconds of each instruction. Out: a `Timeline`, or a `ScheduleError` that shows where each stage stood.
 """
 
-from collections import deque
+import math
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -128,12 +129,14 @@ def _refuse_unfinished(
 
 
 def draw_grid(timeline: Timeline, num_stages: int, unit_s: float = 1.0) -> str:
-    """Time down in units of `unit_s`, stages across; a cell names the micro-batch that the stage works on."""
-    cells: dict[tuple[int, int], str] = {}
+    """Time down in rows of `unit_s`, stages across; a cell names what the stage worked on longest in that time."""
+    spent_s: dict[tuple[int, int], Counter[str]] = defaultdict(Counter)
     for event in timeline.events:
-        for row in range(round(event.start_s / unit_s), round(event.end_s / unit_s)):
-            if not isinstance(event.instruction, RecvActivations | RecvTokens):
-                cells[row, event.stage] = event.instruction.label
+        if not isinstance(event.instruction, RecvActivations | RecvTokens):
+            for row in range(int(event.start_s / unit_s), math.ceil(event.end_s / unit_s)):
+                overlap_s = min(event.end_s, (row + 1) * unit_s) - max(event.start_s, row * unit_s)
+                spent_s[row, event.stage][event.instruction.label] += overlap_s
+    cells = {cell: spent.most_common(1)[0][0] for cell, spent in spent_s.items()}
     rows = range(1 + max((row for row, _ in cells), default=-1))
     lines = ["time  " + "".join(f"stage {stage:<3}" for stage in range(num_stages))]
     lines += [

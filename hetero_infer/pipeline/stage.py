@@ -9,7 +9,7 @@ from hetero_infer.pipeline.device import Runtime
 from hetero_infer.pipeline.engine import HeteroPipelineEngine
 from hetero_infer.pipeline.message import MessageFormat
 from hetero_infer.pipeline.module import PlannedLayer, PlannedPipelineModule
-from hetero_infer.spec import InfeasibleError, Plan
+from hetero_infer.spec import InfeasibleError, Phase, Plan
 
 MIB = 2**20
 
@@ -46,10 +46,12 @@ def build_engine(
             f"stage {stage} on {device.name} holds {used_bytes / MIB:.1f} MiB and may use "
             f"{device.memory_bytes / MIB:.1f}; give it fewer layers or bits, lower batch_size, or raise its memory"
         )
-    prefill_rows = plan.prefill_micro_batch_size * plan.workload.prompt_tokens
     format = MessageFormat(
-        max_sequences=max(plan.prefill_micro_batch_size, plan.decode_micro_batch_size),
-        max_rows=max(prefill_rows, plan.decode_micro_batch_size),
+        max_sequences=plan.workload.batch_size,
+        max_rows={
+            Phase.PREFILL: plan.prefill_micro_batch_size * plan.workload.prompt_tokens,
+            Phase.DECODE: plan.decode_micro_batch_size,
+        },
         hidden_size=spec.hidden_size,
         dtype=runtime.dtype,
     )

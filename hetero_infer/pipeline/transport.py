@@ -19,7 +19,7 @@ class ActivationChannel:
         self.format = format
         self.previous_rank = stage - 1 if stage > 0 else None
         self.next_rank = stage + 1 if stage + 1 < num_stages else None
-        self.exact_sizes = torch.distributed.get_backend() == "nccl"
+        self.sizes_are_fixed = torch.distributed.get_backend() == "nccl"  # both ends must name the same size there
         self._sending: deque[tuple[torch.distributed.Work, torch.Tensor]] = deque()
         self._free = self._buffers(device, wanted=self.next_rank is not None)
         self._incoming: deque[tuple[torch.distributed.Work, torch.Tensor]] = deque()
@@ -43,23 +43,30 @@ class ActivationChannel:
             self._free.append(buffer)
         buffer = self._free.popleft()
         self.format.write(message, buffer)
-        sent = buffer if self.exact_sizes else buffer[: self.format.message_bytes(message)]
-        self._sending.append((torch.distributed.isend(sent, self.next_rank), buffer))
+        if self.sizes_are_fixed:
+            num_bytes = self.format.most_bytes(message.batch.phase)
+        else:
+            num_bytes = self.format.message_bytes(message)
+        self._sending.append((torch.distributed.isend(buffer[:num_bytes], self.next_rank), buffer))
 
-    def receive(self) -> Message:
-        """Wait for the next message. Its rows are valid until the next call, which starts the one after."""
+    def receive(self, phase: Phase) -> Message:
+        """Wait for the next message. Its rows are valid until the next call.
+
+        Where a buffer may be larger than its message, the receive after this one is posted as well.
+        """
         if self._reading is not None:
             self._spare.append(self._reading)
-        while self._spare:
+        num_bytes = self.format.most_bytes(phase) if self.sizes_are_fixed else self.format.buffer_bytes
+        while self._spare and not (self.sizes_are_fixed and self._incoming):
             buffer = self._spare.popleft()
-            self._incoming.append((torch.distributed.irecv(buffer, self.previous_rank), buffer))
+            self._incoming.append((torch.distributed.irecv(buffer[:num_bytes], self.previous_rank), buffer))
         work, self._reading = self._incoming.popleft()
         work.wait()
         return self.format.read(self._reading)
 
     def close(self) -> None:
         """Use up the receive that is posted ahead, with an empty message, and see every send through."""
-        if self._sending:
+        if self._sending and not self.sizes_are_fixed:
             self.send(Message(0, MicroBatch(Phase.PREFILL, (), (), ()), (), torch.empty(0)))
         for work, _ in (*self._incoming, *self._sending):
             work.wait()

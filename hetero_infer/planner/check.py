@@ -18,7 +18,7 @@ def check_plan(plan: Plan, model: ModelSpec, sensitivity: SensitivityTable) -> l
         return [
             f"the plan is for {plan.model['num_hidden_layers']} decoder layers, the model has {model.num_hidden_layers}"
         ]
-    return [*_end_violations(plan), *_memory_violations(plan, model), *_quality_violations(plan, sensitivity)]
+    return [*_end_violations(plan), *memory_violations(plan, model), *_quality_violations(plan, sensitivity)]
 
 
 def missing_mib(num_bytes: float) -> str:
@@ -35,7 +35,8 @@ def _end_violations(plan: Plan) -> list[str]:
     ]
 
 
-def _memory_violations(plan: Plan, model: ModelSpec) -> list[str]:
+def memory_violations(plan: Plan, model: ModelSpec) -> list[str]:
+    """A sentence for each stage that does not fit its device."""
     violations = []
     for stage, memory in enumerate(plan_memory(model, plan)):
         device = plan.device_of(stage)

@@ -133,7 +133,9 @@ def build_problem(request: PlanRequest, prefill_size: int, decode_size: int) -> 
         send_s={
             phase: tuple(
                 link(source, target).seconds(
-                    activation_message_bytes(tokens[phase], request.model.hidden_size, source.element_bytes)
+                    activation_message_bytes(
+                        tokens[phase], request.model.hidden_size, source.element_bytes, workload.batch_size
+                    )
                 )
                 for source, target in itertools.pairwise(devices)
             )

@@ -65,8 +65,8 @@ class Device:
 
     @property
     def is_emulated(self) -> bool:
-        """Whether figures from it are of a device that is not really there."""
-        return self.is_cpu
+        """Whether figures from it are of a device that is not really there: slowed, or a share of a CPU's memory."""
+        return self.is_cpu or self.slowdown > 1
 
     @property
     def element_bytes(self) -> int:

@@ -10,7 +10,7 @@ from typing import Any
 from hetero_infer.spec.choice import Choice
 from hetero_infer.spec.cluster import Device, device_from_json, device_to_json
 from hetero_infer.spec.errors import InputError
-from hetero_infer.spec.files import read_json, write_atomically
+from hetero_infer.spec.files import digest_of, read_json, write_atomically
 from hetero_infer.spec.workload import Workload
 
 FORMAT = 1
@@ -88,6 +88,7 @@ class Plan:
     quality: QualityPlan | None = None
     solver: SolverReport | None = None
     inputs_digest: str = ""
+    decided_digest: str = ""  # the planner's `decision_digest`; another one means that somebody edited the plan
 
     def __post_init__(self) -> None:
         known = {device.name for device in self.devices}
@@ -120,6 +121,12 @@ class Plan:
     def decoder_choices(self) -> tuple[Choice, ...]:
         return self.layer_choices[1:-1]
 
+    @property
+    def decision_digest(self) -> str:
+        """Of stages and micro-batches."""
+        stages = [[stage.device, *map(str, stage.layers)] for stage in self.stages]
+        return digest_of({"stages": stages, "sizes": [self.prefill_micro_batch_size, self.decode_micro_batch_size]})
+
     def decoder_range(self, stage: int) -> range:
         """Indices of the decoder layers that `stage` runs."""
         start, stop = self.bounds[stage : stage + 2]
@@ -133,6 +140,7 @@ class Plan:
         return {
             "format": FORMAT,
             "inputs_digest": self.inputs_digest,
+            "decided_digest": self.decided_digest,
             "model": dict(self.model),
             "cluster": [device_to_json(device) for device in self.devices],
             "workload": asdict(self.workload),
@@ -173,6 +181,7 @@ class Plan:
                 quality=QualityPlan(**quality) if quality else None,
                 solver=SolverReport(**solver) if solver else None,
                 inputs_digest=content.get("inputs_digest", ""),
+                decided_digest=content.get("decided_digest", ""),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"{where}: {error!r} is missing or not as it should be") from error

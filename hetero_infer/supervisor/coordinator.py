@@ -204,7 +204,8 @@ class Coordinator:
             case "worker_ended":
                 line = f"{self._who(peer, message['pid'])}: worker {message['what']}"
                 if not self._is_shutting_down:
-                    self._end(Ending(1, f"{line}; stopping the others", Cause(message["cause"])))
+                    cause = Cause(message["cause"])
+                    self._end(Ending(message["exit_code"], f"{line}; stopping the others", cause))
                 elif not message["clean"]:
                     say(f"{line}, after its work was done")
                 self._note("worker_ended", peer.joined.rank, message)

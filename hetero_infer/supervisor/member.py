@@ -97,7 +97,12 @@ class Member:
         self._worker = await Worker.start([*self._commands.worker, *arguments], environment, self._limits)
         end = await self._worker.watch(self._coordinator.send)
         self._report(
-            "worker_ended", what=end.what, pid=self._worker.pid, clean=end.exited_cleanly, cause=int(end.cause)
+            "worker_ended",
+            what=end.what,
+            pid=self._worker.pid,
+            clean=end.exited_cleanly,
+            cause=int(end.cause),
+            exit_code=end.exit_code,
         )
 
     async def _beat(self) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hetero_infer.spec import Device
+from hetero_infer.spec import Device, InfeasibleError, InputError
 from hetero_infer.supervisor.channel import CHANNEL_VARIABLE
 from hetero_infer.supervisor.child import clean_environment, end_child, start_child
 from hetero_infer.supervisor.ending import Cause
@@ -27,6 +27,7 @@ class WorkerEnd:
     what: str
     exited_cleanly: bool
     cause: Cause
+    exit_code: int = 1  # what the run ends with
 
 
 class Worker:
@@ -92,6 +93,8 @@ class Worker:
             name = signal.Signals(-code).name
             cause = Cause.PERHAPS_A_CONSEQUENCE if -code in SECOND_HAND_SIGNALS else Cause.CERTAIN
             return WorkerEnd(f"killed by {name}" + self._said, False, cause)
+        if code in (InputError.exit_code, InfeasibleError.exit_code):
+            return WorkerEnd(f"refused its work{self._said}", False, Cause.CERTAIN, code)
         return WorkerEnd(f"exited with code {code}" + self._said, code == 0, Cause.PERHAPS_A_CONSEQUENCE)
 
     @property

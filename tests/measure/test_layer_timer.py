@@ -6,7 +6,7 @@ import torch
 from hetero_infer.measure import layer_timer
 from hetero_infer.measure.layer_timer import grid, measure_layers
 from hetero_infer.models import layers_of
-from hetero_infer.spec import UNQUANTISED, Choice, ModelSpec, Phase, ProfileTable, Workload
+from hetero_infer.spec import UNQUANTISED, Choice, InputError, ModelSpec, Phase, ProfileTable, Workload
 from tests.tiny_model import TINY
 
 CHOICES = (Choice(4, 32), UNQUANTISED)
@@ -36,11 +36,18 @@ def test_the_grid_covers_the_workload() -> None:
 
 
 def test_the_header_says_where_it_was_measured(table: ProfileTable, tmp_path: Path) -> None:
-    assert table.header["threads"] == "1"
-    assert table.header["torch"] == torch.__version__
-    assert set(table.header) == {"date", "hardware", "threads", "torch", "dtype", "copies"}
+    assert table.header["cpu.threads"] == "1"
+    assert table.header["cpu.torch"] == torch.__version__
+    facts = {"date", "hardware", "threads", "torch", "dtype", "copies"}
+    assert set(table.header) == {f"cpu.{fact}" for fact in facts}
     table.save(tmp_path / "profile.csv")
     assert ProfileTable.load(tmp_path / "profile.csv").header == table.header
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device to measure")
+def test_a_gpu_that_is_not_here_is_not_measured() -> None:
+    with pytest.raises(InputError, match="no CUDA device here to measure as t4"):
+        measure_layers(ModelSpec.from_config(TINY, "tiny"), "tiny", "t4", CHOICES, WORKLOAD, threads=1)
 
 
 def test_measuring_leaves_the_thread_count_as_it_was() -> None:

@@ -51,8 +51,8 @@ def test_answers_stand_in_the_order_of_the_questions(tmp_path: Path, pipeline) -
         (line("bad", [1], method="GET"), "bad", "only POST"),
         (line("bad", [1], url="/v1/chat/completions"), "bad", "only /v1/completions"),
         (line("bad", [1], body=None), "bad", "must be a JSON object"),
-        (line("bad", [1] * 40), "bad", "the prompt has 40 tokens and this plan has room for 15"),
-        (line("bad", [1] * 10, body={"prompt": [1] * 10}), "bad", "of the 16 this plan has room for"),
+        (line("bad", [1] * 40), "bad", "the prompt has 40 tokens and this plan has room for 8"),
+        (line("bad", 0, body={"prompt": [1] * 8, "max_tokens": 10}), "bad", "of the 16 this plan has room for"),
         (line("bad\ud800", [1], method="GET"), "bad\ud800", "only POST"),
     ],
 )
