@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
@@ -9,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from hetero_infer import __version__
-from hetero_infer.spec import HeteroInferError, Plan, RunConfig
+from hetero_infer.spec import HeteroInferError, InputError, Plan, RunConfig
 
 
 def main(arguments: list[str] | None = None) -> int:
     args = _parser().parse_args(arguments)
+    # Threads that spin while they wait take the other threads' cores on a busy machine: 8 s became more than 60.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         code: int = args.run(args)
         return code
@@ -110,6 +113,8 @@ def _quantize(args: argparse.Namespace) -> int:
     config = RunConfig.load(args.config)
     plan = Plan.load(args.plan)
     stages = args.stages if args.stages is not None else list(range(len(plan.stages)))
+    if not set(stages) <= set(range(len(plan.stages))):
+        raise InputError(f"--stages {stages}: the plan has stages 0 to {len(plan.stages) - 1}")
     checkpoint = args.output or config.checkpoint
     prepare.quantise(plan, config, checkpoint, stages, progress=not args.json)
     _show(args, {"checkpoint": str(checkpoint)}, f"quantised layers are in {checkpoint}")
@@ -168,12 +173,12 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("plan", type=Path)
     sub = verb("simulate", _simulate, "run a plan's schedules event by event, without a model")
     sub.add_argument("plan", type=Path)
-    sub.add_argument("--rows", type=int, default=40, help="of the drawing (default: 40)")
+    sub.add_argument("--rows", type=positive_number, default=40, help="of the drawing (default: 40)")
     sub.add_argument("--svg", type=Path, help="draw it there as well, a row per stage")
     sub = verb("quantize", _quantize, "GPTQ of the layers a plan needs; those that are there are used again")
     sub.add_argument("plan", type=Path)
     sub.add_argument("-o", "--output", type=Path, help="checkpoint folder (default: as the config says)")
-    sub.add_argument("--stages", type=_numbers, help="only these stages, like 0,2")
+    sub.add_argument("--stages", type=list_of_numbers, help="only these stages, like 0,2")
     sub = verb("evaluate", _evaluate, "perplexity in one process, of the plan's layers or unquantised")
     sub.add_argument("checkpoint", type=Path, nargs="?", help="checkpoint folder; without it the model is unquantised")
     sub.add_argument("--plan", type=Path, help="whose choices are evaluated (default: as the config says)")
@@ -181,8 +186,15 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _numbers(text: str) -> list[int]:
+def list_of_numbers(text: str) -> list[int]:  # argparse shows these two names to people
     return [int(number) for number in text.split(",")]
+
+
+def positive_number(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise ValueError(text)
+    return number
 
 
 if __name__ == "__main__":

@@ -34,7 +34,8 @@ def as_table(summary: BatchSummary) -> str:
     rows = [
         ("requests", f"{summary.requests} ({summary.failed} failed)"),
         ("prefill", _rate(summary.prompt_tokens, summary.prefill_s)),
-        ("decode", _rate(summary.new_tokens, summary.decode_s)),
+        # The first token of every answer comes from its prefill.
+        ("decode", _rate(summary.new_tokens - (summary.requests - summary.failed), summary.decode_s)),
     ]
     return "\n".join(f"{name:10}{value}" for name, value in rows)
 

@@ -72,7 +72,13 @@ def comparison(plan: Plan, summary: dict[str, Any]) -> str:
     assert plan.estimate
     batches = math.ceil(summary["requests"] / plan.workload.batch_size)
     rows = [("phase", "tokens", "predicted s", "measured s", "measured/predicted", "tokens/s")]
-    for phase, tokens in (("prefill", summary["prompt_tokens"]), ("decode", summary["new_tokens"])):
+    decoded = summary["new_tokens"] - summary["requests"]  # the first token of every answer comes from its prefill
+    summary["total_s"] = summary["prefill_s"] + summary["decode_s"]
+    for phase, tokens in (
+        ("prefill", summary["prompt_tokens"]),
+        ("decode", decoded),
+        ("total", summary["new_tokens"]),
+    ):
         predicted = batches * getattr(plan.estimate, f"{phase}_s")
         measured = summary[f"{phase}_s"]
         ratio = f"{measured / predicted:.2f}"
@@ -86,7 +92,7 @@ def quality(plan: Plan, unquantised: dict[str, Any], quantised: dict[str, Any]) 
     rows = [
         ("held-out text", "perplexity", "bits per byte", "increase"),
         ("unquantised", f"{before:.3f}", f"{unquantised['bits_per_byte']:.4f}", ""),
-        ("predicted at most", f"{before * math.exp(plan.quality.predicted):.3f}", "", increase(plan.quality.predicted)),
+        ("predicted", f"{before * math.exp(plan.quality.predicted):.3f}", "", increase(plan.quality.predicted)),
         ("quantised", f"{after:.3f}", f"{quantised['bits_per_byte']:.4f}", f"{after / before - 1:+.2%}"),
         ("bound", f"{before * math.exp(plan.quality.limit):.3f}", "", increase(plan.quality.limit)),
     ]

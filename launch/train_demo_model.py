@@ -21,7 +21,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 END_OF_TEXT = "<|endoftext|>"
 HELD_OUT_SHARE = 0.05
-EXCERPT_BYTES = 6_500  # of every book, in heldout.txt and calibration.txt
+EXCERPT_CHARACTERS, PIECE_CHARACTERS = 64_000, 8_000  # of heldout.txt and of calibration.txt
 WINDOW_TOKENS = 512
 VOCAB_SIZE = 2048
 
@@ -139,9 +139,12 @@ def train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
 
 
 def write_excerpts(out: Path, train_texts: list[str], heldout_texts: list[str]) -> None:
+    """Pieces spread evenly over all books, so that every book and every part of it has its share."""
     for name, texts in (("heldout.txt", heldout_texts), ("calibration.txt", train_texts)):
-        middles = [text[len(text) // 3 :][:EXCERPT_BYTES] for text in texts]
-        (out / name).write_text("\n\n".join(middles), encoding="utf-8")
+        whole = "".join(texts)
+        spacing = len(whole) * PIECE_CHARACTERS // EXCERPT_CHARACTERS
+        pieces = [whole[start : start + PIECE_CHARACTERS] for start in range(0, len(whole), spacing)]
+        (out / name).write_text("\n\n".join(pieces), encoding="utf-8")
 
 
 def encode(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> torch.Tensor:

@@ -7,7 +7,8 @@ a layer's value is the sum over its Linears.
 
 Scale: that variance has no unit a user could state a limit in. So for each choice all decoder layers are rounded to
 nearest at once, the loss increase on the calibration windows is measured, and the layers' values are scaled to sum to
-it: nats per token. GPTQ rounds better than that, so a plan within the limit by this table errs on the safe side.
+it: nats per token. GPTQ rounds better than that, so the table tends to be too high. It is an expectation all the same:
+that losses of layers add up, and that other text behaves like the calibration text, is assumed and not proven.
 """
 
 import itertools

@@ -113,6 +113,10 @@ class BatchJob:
             self._content = self._input_path.read_bytes()
         except OSError as error:
             raise InputError(f"batch input {self._input_path}: {error.strerror}") from error
+        if self._input_path.resolve() in (self._output_path.resolve(), self._part_path.resolve()):
+            raise InputError(f"batch output {self._output_path}: it would replace the input; name another file")
+        if self._output_path.is_dir():
+            raise InputError(f"batch output {self._output_path}: a folder; name a file")
         folder = self._output_path.parent
         if not os.access(folder, os.W_OK | os.X_OK):
             raise InputError(f"batch output {self._output_path}: the folder {folder} is not there or not writable")

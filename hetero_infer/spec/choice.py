@@ -28,8 +28,8 @@ class Choice:
             raise InputError(f"activations = {self.activations!r}: only 'float' is implemented")
         if (self.bits == 16) != (self.group_size == 0):
             raise InputError(f"{self.bits} bits with group_size {self.group_size}: 16 bits has no groups, others do")
-        if self.group_size % 32:
-            raise InputError(f"group_size = {self.group_size}: must be a multiple of 32")
+        if self.group_size % 32 or self.group_size < 0:
+            raise InputError(f"group_size = {self.group_size}: must be a positive multiple of 32")
 
     @property
     def is_quantised(self) -> bool:

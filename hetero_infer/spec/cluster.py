@@ -1,5 +1,6 @@
 """`Cluster`: the devices of a hostfile, in its order, and the links between them."""
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -169,16 +170,20 @@ def _device(host: str, slot: int, said: dict[str, str], where: str) -> Device:
         raise InputError(f"{where}: say how much memory a cpu device may use, like memory=4GiB")
     else:
         raise InputError(f"{where}: gpu={type_name} is not known; known: cpu, {', '.join(GPU_TYPES)}")
-    slowdown = _number(said.get("slowdown", "1"), where)
-    threads = int(_number(said.get("threads", "1"), where))
-    return Device(host, slot, type_name, memory_bytes, slowdown, threads)
+    slowdown, threads = (_number(said.get(key, "1"), f"{where}: {key}") for key in ("slowdown", "threads"))
+    if threads != int(threads):
+        raise InputError(f"{where}: threads = {threads} is not a whole number")
+    return Device(host, slot, type_name, memory_bytes, slowdown, int(threads))
 
 
 def _number(text: str, where: str) -> float:
     try:
-        return float(text)
+        number = float(text)
     except ValueError:
         raise InputError(f"{where}: {text!r} is not a number") from None
+    if not math.isfinite(number):
+        raise InputError(f"{where}: {text!r} is not a finite number")
+    return number
 
 
 def device_to_json(device: Device) -> dict[str, Any]:

@@ -10,6 +10,10 @@ from hetero_infer.spec.errors import InputError
 from hetero_infer.spec.files import read_text
 
 REFUSED_FIELDS = ("rope_scaling", "attention_bias", "mlp_bias", "sliding_window")
+POSITIVE_FIELDS = (
+    *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
+    *("num_key_value_heads", "head_dim", "max_position_embeddings", "rms_norm_eps", "rope_theta"),
+)
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,10 @@ class ModelSpec:
     def __post_init__(self) -> None:
         if self.model_type != "llama":
             raise InputError(f"model_type {self.model_type!r}: this version runs the 'llama' family")
+        for field in POSITIVE_FIELDS:
+            value = getattr(self, field)
+            if type(value) not in (int, float) or not value > 0:
+                raise InputError(f"{field} = {value!r}: a number above 0")
         if self.num_attention_heads % self.num_key_value_heads:
             raise InputError(
                 f"num_attention_heads = {self.num_attention_heads} is no multiple of "
@@ -87,6 +95,9 @@ class ModelSpec:
         for field in REFUSED_FIELDS:
             if config.get(field):
                 raise InputError(f"{where}: {field} = {config[field]!r} is not supported yet")
+        rope = config.get("rope_parameters") or {}  # where transformers 5 keeps what rope_theta was before
+        if rope.get("rope_type", "default") != "default" or config.get("partial_rotary_factor") not in (None, 1.0):
+            raise InputError(f"{where}: rope_parameters = {rope!r} or partial_rotary_factor is not supported yet")
         if config.get("hidden_act", "silu") != "silu":
             raise InputError(f"{where}: hidden_act = {config['hidden_act']!r}, the llama family uses 'silu'")
         try:
@@ -103,7 +114,7 @@ class ModelSpec:
                 head_dim=config.get("head_dim") or config["hidden_size"] // heads,
                 max_position_embeddings=config["max_position_embeddings"],
                 rms_norm_eps=config.get("rms_norm_eps", 1e-6),
-                rope_theta=config.get("rope_theta", 10000.0),
+                rope_theta=rope.get("rope_theta", config.get("rope_theta", 10000.0)),
                 tie_word_embeddings=config.get("tie_word_embeddings", False),
                 eos_token_ids=() if eos is None else tuple(eos) if isinstance(eos, list) else (eos,),
             )

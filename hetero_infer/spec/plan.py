@@ -105,7 +105,7 @@ class Plan:
             )
         for name in ("prefill_micro_batch_size", "decode_micro_batch_size"):
             size = getattr(self, name)
-            if not isinstance(size, int) or not 1 <= size <= self.workload.batch_size:
+            if type(size) is not int or not 1 <= size <= self.workload.batch_size:
                 raise InputError(f"plan: {name} = {size!r} for a batch of {self.workload.batch_size}")
 
     @property

@@ -30,7 +30,7 @@ class Workload:
     def __post_init__(self) -> None:
         for name in ("batch_size", "prompt_tokens", "new_tokens"):
             value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
+            if type(value) is not int or value < 1:
                 raise InputError(f"workload: {name} = {value!r}, must be a whole number and at least 1")
 
     @property

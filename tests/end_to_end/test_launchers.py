@@ -106,6 +106,7 @@ def test_the_hosts_of_the_readme_s_hostfile_are_named_when_they_cannot_be_reache
     assert run.wait(60) != 0
     hosts = [line.split()[0] for line in MIX.read_text().splitlines() if line.split("#")[0].strip()]
     assert any(host in run.said() for host in hosts), run.said()
+    assert "put-your-v100-host-into-hostfiles-mix was not reachable via ssh" in run.said()
 
 
 def test_the_folder_of_a_run_tells_its_processes_from_others(run: Run, tmp_path: Path) -> None:

@@ -53,8 +53,7 @@ class Models:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.folders = {name: write_tiny_model(path / name, seed, **TINY[name]) for seed, name in enumerate(TINY)}
-        if (DEMO_MODEL / "model.safetensors").exists():
-            self.folders["demo"] = DEMO_MODEL
+        self.folders["demo"] = DEMO_MODEL
         if (STORIES / "stories260K.bin").exists():
             self.folders["stories260k"] = convert((STORIES / "stories260K.bin").read_bytes(), path / "stories260k")
         self.reference = cache(self._reference)

@@ -91,3 +91,14 @@ def test_a_cancelled_batch_keeps_what_is_done_apart(tmp_path: Path, pipeline) ->
         asyncio.run(asyncio.wait_for(job.run(pipeline), 0.5))
     assert not (tmp_path / "out.jsonl").exists()
     assert len((tmp_path / "out.jsonl.part").read_text().splitlines()) == 4
+
+
+@pytest.mark.parametrize(
+    ("output", "message"),
+    [("in.jsonl", "would replace the input"), (".", "a folder; name a file"), ("no/out.jsonl", "not there")],
+)
+def test_an_output_that_cannot_be_is_refused_before_anything_runs(tmp_path: Path, output: str, message: str) -> None:
+    (tmp_path / "in.jsonl").write_text("")
+    job = BatchJob(tmp_path / "in.jsonl", tmp_path / output)
+    with pytest.raises(InputError, match=message):
+        job.open(SimpleNamespace(model=tmp_path))

@@ -104,7 +104,7 @@ def test_a_sensitivity_that_makes_no_sense_is_refused(omega: tuple) -> None:
         ((5, 64), "bits = 5"),
         ((4, 0), "16 bits has no groups"),
         ((16, 64), "16 bits has no groups"),
-        ((4, 48), "must be a multiple of 32"),
+        ((4, 48), "must be a positive multiple of 32"),
         ((4, 64, "int8"), "only 'float' is implemented"),
     ],
 )

@@ -64,6 +64,8 @@ def test_the_hostfiles_that_come_with_it_can_be_read(name: str) -> None:
         ("host slots=1 # gpu=t4 memory=1.5.2GiB", "'1.5.2' is not a number"),
         ("host slots=1 # gpu=t4 memory=0GiB", "device host:0: memory must be positive"),
         ("host slots=1 # gpu=t4 slowdown=fast", "'fast' is not a number"),
+        ("host slots=1 # gpu=t4 slowdown=nan", "slowdown: 'nan' is not a finite number"),
+        ("host slots=1 # gpu=t4 threads=1.7", "threads = 1.7 is not a whole number"),
         ("host slots=1 # gpu=t4 slowdown=0.5", "can only be emulated as slower"),
         ("host slots=1 # gpu=t4 threads=0", "threads = 0, must be at least 1"),
         ("host slots=0 # gpu=t4", "no host in it"),
