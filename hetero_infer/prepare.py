@@ -4,6 +4,8 @@ Each is a file that a person can read, and says what it was made from; what stil
 """
 
 import math
+import os
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -59,6 +61,7 @@ def measure(folder: "ModelFolder", config: RunConfig, path: Path, device_type: s
         config.choices,
         config.workload,
         threads.pop(),
+        _neighbours(config, device_type),
         progress=True,
     )
     profile = ProfileTable((*kept, *measured.rows), {**old.header, **measured.header})
@@ -174,13 +177,20 @@ def _covers(profile: ProfileTable, folder: "ModelFolder", config: RunConfig, dev
             (getattr(row, field) for row in rows if row.layer_kind == "decoder" and row.choice == choice), default=0
         )
 
-    threads = {str(device.threads) for device in config.cluster.devices if device.type == device_type}
-    return threads == {profile.header.get(f"{device_type}.threads")} and all(
+    threads = {device.threads for device in config.cluster.devices if device.type == device_type}
+    conditions = [profile.header.get(f"{device_type}.{fact}") for fact in ("threads", "neighbours")]
+    return all([str(count), str(_neighbours(config, device_type))] == conditions for count in threads) and all(
         reach(choice, "batch") >= workload.batch_size
         and reach(choice, "input_tokens") >= workload.prompt_tokens
         and reach(choice, "past_tokens") >= workload.cache_tokens - 1
         for choice in config.choices
     )
+
+
+def _neighbours(config: RunConfig, device_type: str) -> int:
+    """Devices of one host that compute beside the one measured, as far as there are cores for them."""
+    slots = Counter(device.host for device in config.cluster.devices if device.is_cpu and device_type == "cpu")
+    return max(0, min(max(slots.values(), default=1), os.cpu_count() or 1) - 1)
 
 
 def _model_of(row: ProfileRow) -> str:

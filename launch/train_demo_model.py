@@ -1,18 +1,19 @@
 """Train the demo model: a small Llama and its BPE tokenizer, from a folder of books, on a CPU.
 
 In: a folder of ``*.txt`` files. Out: a Hugging Face model folder in fp16 with ``heldout.txt`` (text the model
-never saw), ``calibration.txt`` (text it did see) and ``training_log.csv``. The last 5 % of every book are kept out.
-An interrupted run goes on from its last checkpoint.
+never saw) and ``calibration.txt`` (text it did see). The last 5 % of every book are kept out. Checkpoints and
+``training_log.csv`` go to ``--work``; an interrupted run goes on from there. How the shipped weights came about is in
+docs/results.md.
 
     python launch/train_demo_model.py --books BOOKS --out hetero_infer/demo
 """
 
 import argparse
 import csv
-import json
 import math
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -43,10 +44,21 @@ def main() -> None:
 
     model = LlamaForCausalLM(demo_config(tokenizer.eos_token_id)).train()
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters")
-    optimizer = torch.optim.AdamW(parameter_groups(model), lr=args.learning_rate, betas=(0.9, 0.95))
+    if args.average:
+        model.load_state_dict(mean_weights(args.average))
+    else:
+        train(model, args, train_tokens, lambda: bits_per_byte(model, heldout_tokens, heldout_bytes))
+    bits = bits_per_byte(model, heldout_tokens, heldout_bytes)
+    print(f"{bits:.4f} bits per byte of held-out text")
+    model.half().save_pretrained(args.out)
 
-    checkpoint = args.work / "checkpoint.pt"
-    log_path = args.work / "training_log.csv"
+
+def train(
+    model: LlamaForCausalLM, args: argparse.Namespace, tokens: torch.Tensor, heldout_bits: Callable[[], float]
+) -> None:
+    """AdamW with a cosine; a row in ``training_log.csv`` and a checkpoint every `--evaluate-every` steps."""
+    optimizer = torch.optim.AdamW(parameter_groups(model), lr=args.learning_rate, betas=(0.9, 0.95))
+    checkpoint, log_path = args.work / "checkpoint.pt", args.work / "training_log.csv"
     add_dropout(model, args.dropout)
     if args.start_from:
         model.load_state_dict(torch.load(args.start_from, weights_only=True)["model"])
@@ -68,12 +80,11 @@ def main() -> None:
         rate = learning_rate_at(step, args.steps, args.learning_rate)
         for group in optimizer.param_groups:
             group["lr"] = rate
-        losses.append(train_step(forward, optimizer, random_windows(train_tokens, args.batch_size)))
+        losses.append(train_step(forward, optimizer, random_windows(tokens, args.batch_size)))
         done = step + 1
         if done % args.evaluate_every == 0 or done == args.steps:
-            bits = bits_per_byte(model, heldout_tokens, heldout_bytes)
             row = [done, done * args.batch_size * WINDOW_TOKENS, f"{rate:.2e}", f"{sum(losses) / len(losses):.4f}"]
-            row += [f"{bits:.4f}", f"{time.monotonic() - began:.0f}"]
+            row += [f"{heldout_bits():.4f}", f"{time.monotonic() - began:.0f}"]
             print(*row, flush=True)
             with log_path.open("a", newline="") as log:
                 csv.writer(log).writerow(row)
@@ -89,12 +100,11 @@ def main() -> None:
                 checkpoint,
             )
 
-    bits = bits_per_byte(model, heldout_tokens, heldout_bytes)
-    model.half().save_pretrained(args.out)
-    (args.out / "training_log.csv").write_text(log_path.read_text())
-    (args.out / "training.json").write_text(
-        json.dumps({"steps": args.steps, "seed": args.seed, "heldout_bits_per_byte": round(bits, 4)}, indent=1) + "\n"
-    )
+
+def mean_weights(checkpoints: list[Path]) -> dict[str, torch.Tensor]:
+    """Of runs that began at the same weights (Izmailov et al., arXiv 1803.05407)."""
+    states = [torch.load(path, weights_only=True)["model"] for path in checkpoints]
+    return {name: torch.stack([state[name] for state in states]).mean(0) for name in states[0]}
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -107,6 +117,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--learning-rate", type=float, default=1.5e-3)
     parser.add_argument("--dropout", type=float, default=0.1, help="of the embedding and of each block's output")
     parser.add_argument("--start-from", type=Path, help="a checkpoint whose weights begin a new run")
+    parser.add_argument("--average", type=Path, nargs="+", help="no training: write the mean of these checkpoints")
     parser.add_argument("--evaluate-every", type=int, default=200, help="steps")
     parser.add_argument("--compile", action="store_true", help="torch.compile the model (needs a C++ compiler)")
     parser.add_argument("--seed", type=int, default=0)

@@ -1,6 +1,7 @@
 """The `hetero-infer` command: what it prints where, and the exit codes that scripts rely on."""
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -66,7 +67,7 @@ class Run:
                 for phase, tokens, past in points
                 for batch in (1, 2, 4)
             ),
-            {"cpu.threads": "1"},
+            {"cpu.threads": "1", "cpu.neighbours": str(min(2, os.cpu_count() or 1) - 1)},
         ).save(path / "out" / "profile.csv")  # fmt: skip
 
     def set_memory(self, amount: str) -> None:

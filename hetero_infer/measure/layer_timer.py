@@ -19,6 +19,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from hetero_infer.measure.neighbours import working_neighbours
 from hetero_infer.models import KVCache, MicroBatch, layers_of
 from hetero_infer.models.micro_batch import pad_rows
 from hetero_infer.quant.linear import QuantLinear
@@ -67,13 +68,17 @@ def measure_layers(
     choices: Sequence[Choice],
     workload: Workload,
     threads: int,
+    neighbours: int = 0,
     progress: bool = False,
 ) -> ProfileTable:
-    """Time a decoder layer under each choice, the embedding and the head, over the grid of `workload`."""
+    """Time a decoder layer under each choice, the embedding and the head, over the grid of `workload`.
+
+    `neighbours` is how many other devices of this CPU work at the same time when the plan runs.
+    """
     device = _device_here(device_type)
     dtype = torch.float32 if device.type == "cpu" else torch.float16
     num_copies = min(NUM_COPIES, spec.num_hidden_layers)
-    with _threads(threads), torch.inference_mode():
+    with _threads(threads), working_neighbours(neighbours), torch.inference_mode():
         stacks = {
             choice: [random_layer(spec, 1 + copy, choice, dtype, device) for copy in range(num_copies)]
             for choice in choices
@@ -106,7 +111,7 @@ def measure_layers(
         _row(spec, device_type, name, choice, point, statistics.median(seconds))
         for (point, name, choice), seconds in samples.items()
     ]
-    header = _header(threads, num_copies, dtype, device)
+    header = _header(threads, num_copies, dtype, device) | {"neighbours": str(neighbours)}
     return ProfileTable(tuple(rows), {f"{device_type}.{key}": value for key, value in header.items()})
 
 

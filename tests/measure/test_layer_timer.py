@@ -38,7 +38,7 @@ def test_the_grid_covers_the_workload() -> None:
 def test_the_header_says_where_it_was_measured(table: ProfileTable, tmp_path: Path) -> None:
     assert table.header["cpu.threads"] == "1"
     assert table.header["cpu.torch"] == torch.__version__
-    facts = {"date", "hardware", "threads", "torch", "dtype", "copies"}
+    facts = {"date", "hardware", "threads", "torch", "dtype", "copies", "neighbours"}
     assert set(table.header) == {f"cpu.{fact}" for fact in facts}
     table.save(tmp_path / "profile.csv")
     assert ProfileTable.load(tmp_path / "profile.csv").header == table.header
