@@ -3,7 +3,7 @@
 `pipeline/message.py` and `pipeline/transport.py` write these messages; a test holds the figures to them.
 """
 
-HEADER_BYTES, SEQUENCE_BYTES, HEADER_BLOCK_BYTES = 16, 36, 64
+HEADER_BYTES, SEQUENCE_BYTES, HEADER_BLOCK_BYTES = 12, 36, 64
 TOKEN_BYTES, TOKEN_HEADER_BYTES = 8, 24
 
 

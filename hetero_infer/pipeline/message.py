@@ -14,7 +14,7 @@ from hetero_infer.models import MicroBatch
 from hetero_infer.pipeline.sampling import Sampling
 from hetero_infer.spec import Phase
 
-HEADER = struct.Struct("<4i")  # phase, micro-batch, sequences, retired
+HEADER = struct.Struct("<3i")  # phase, micro-batch, sequences
 SEQUENCE = struct.Struct("<3iddq")  # slot, past tokens, new tokens, temperature, top_p, seed
 PHASES = (Phase.PREFILL, Phase.DECODE)
 ALIGNMENT = 64  # bytes; where the rows begin
@@ -72,7 +72,7 @@ class MessageFormat:
         batch = message.batch
         assert batch.num_sequences <= self.max_sequences and batch.live_rows <= self.max_rows[batch.phase], batch
         header = bytearray(self.header_bytes)
-        HEADER.pack_into(header, 0, PHASES.index(batch.phase), message.index, batch.num_sequences, message.retires)
+        HEADER.pack_into(header, 0, PHASES.index(batch.phase), message.index, batch.num_sequences)
         for i, (slot, past, new, how) in enumerate(
             zip(batch.slots, batch.past_tokens, batch.new_tokens, message.samplings, strict=True)
         ):
@@ -85,7 +85,7 @@ class MessageFormat:
     def read(self, buffer: torch.Tensor) -> Message:
         """The message at the start of `buffer`; its rows stay where they are."""
         header = buffer[: self.header_bytes].cpu().numpy().tobytes()
-        phase, index, num_sequences, _ = HEADER.unpack_from(header)
+        phase, index, num_sequences = HEADER.unpack_from(header)
         records = [SEQUENCE.unpack_from(header, HEADER.size + i * SEQUENCE.size) for i in range(num_sequences)]
         batch = MicroBatch(
             PHASES[phase],

@@ -189,7 +189,7 @@ def _stage_seconds(request: PlanRequest, prefill_size: int, decode_size: int):  
 def _closed_form(request: PlanRequest, prefill_size: int, decode_size: int, costs: list[tuple[float, float]]) -> float:
     workload, devices, link = request.workload, request.cluster.devices, request.cluster.link
     total = 0.0
-    header = -(-(16 + 36 * workload.batch_size) // 64) * 64
+    header = -(-(12 + 36 * workload.batch_size) // 64) * 64
     for phase, size in enumerate((prefill_size, decode_size)):
         tokens = size * (1 if phase else workload.prompt_tokens)
         sends = [
