@@ -1,10 +1,10 @@
 """`Choice`: how one layer is stored. The planner picks one per layer."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from hetero_infer.spec.errors import InputError
+from hetero_infer.spec.errors import InputError, located
+from hetero_infer.spec.fields import read_fields
 
 BITWIDTHS = (3, 4, 8, 16)
 DEFAULT_GROUP_SIZE = 64
@@ -42,15 +42,12 @@ class Choice:
         return {"bits": self.bits, "group_size": self.group_size, "activations": self.activations}
 
     @classmethod
-    def from_json(cls, content: Mapping[str, Any], where: str) -> "Choice":
-        known = {"bits", "group_size", "activations"}
-        if not isinstance(content, Mapping) or "bits" not in content or set(content) - known:
-            raise InputError(f"{where}: a choice has bits and may have group_size and activations, got {content}")
-        bits = content["bits"]
-        group_size = content.get("group_size", 0 if bits == 16 else DEFAULT_GROUP_SIZE)
-        if type(bits) is not int or type(group_size) is not int:
-            raise InputError(f"{where}: bits and group_size are whole numbers, got {content}")
-        return cls(bits, group_size, content.get("activations", "float"))
+    def from_json(cls, content: object, where: str) -> "Choice":
+        """`group_size` is 64 where it is not said."""
+        said = read_fields(content, {"bits": int}, where, {"group_size": int, "activations": str})
+        default = 0 if said["bits"] == 16 else DEFAULT_GROUP_SIZE
+        with located(where):
+            return cls(said["bits"], said.get("group_size", default), said.get("activations", "float"))
 
 
 UNQUANTISED = Choice(16)

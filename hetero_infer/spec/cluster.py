@@ -7,12 +7,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hetero_infer.spec.errors import InputError
+from hetero_infer.spec.errors import InputError, located
+from hetero_infer.spec.fields import read_fields
 from hetero_infer.spec.files import read_text
 
 GIB = 2**30
 UNITS = {"KiB": 2**10, "MiB": 2**20, "GiB": GIB}
 DEVICE_KEYS = ("gpu", "slowdown", "memory", "threads")
+DEVICE_FIELDS = {"name": str, "type": str, "memory_bytes": int, "slowdown": float, "threads": int}  # in plan.json
+MOST_SLOTS = MOST_THREADS = 1024
 
 
 @dataclass(frozen=True)
@@ -53,8 +56,8 @@ class Device:
             raise InputError(f"device {self.name}: memory must be positive")
         if self.slowdown < 1:
             raise InputError(f"device {self.name}: slowdown = {self.slowdown}, a device can only be emulated as slower")
-        if self.threads < 1:
-            raise InputError(f"device {self.name}: threads = {self.threads}, must be at least 1")
+        if not 1 <= self.threads <= MOST_THREADS:
+            raise InputError(f"device {self.name}: threads = {self.threads}, must be from 1 to {MOST_THREADS}")
 
     @property
     def name(self) -> str:
@@ -83,7 +86,7 @@ class Link:
     bytes_per_s: float
 
     def __post_init__(self) -> None:
-        if self.alpha_s < 0 or self.bytes_per_s <= 0:
+        if not (0 <= self.alpha_s < math.inf and 0 < self.bytes_per_s < math.inf):
             raise InputError(f"link: alpha_s = {self.alpha_s} and bytes_per_s = {self.bytes_per_s} make no link")
 
     def seconds(self, num_bytes: float) -> float:
@@ -125,7 +128,8 @@ class Cluster:
                 devices += _devices_of_line(entry.strip(), comment.strip(), f"hostfile {path}, line {number}")
         if not devices:
             raise InputError(f"hostfile {path}: no host in it; a line reads 'host slots=2  # gpu=t4'")
-        return cls(tuple(devices), default_link)
+        with located(f"hostfile {path}"):
+            return cls(tuple(devices), default_link)
 
 
 def parse_bytes(text: str, where: str) -> int:
@@ -140,12 +144,16 @@ def _devices_of_line(entry: str, comment: str, where: str) -> list[Device]:
     match = re.fullmatch(r"(\S+)\s+slots=(\d+)", entry)
     if not match:
         raise InputError(f"{where}: {entry!r} does not read 'host slots=N'")
-    host, slots = match[1], int(match[2])
-    said = {}
+    host, slots = match[1], int(match[2][:9])
+    if not 1 <= slots <= MOST_SLOTS:
+        raise InputError(f"{where}: slots={match[2]}, a host has 1 to {MOST_SLOTS}; take a host without any out")
+    said: dict[str, list[str]] = {}
     for word in comment.split():
         key, equals, values = word.partition("=")
         if not equals or key not in DEVICE_KEYS:
             raise InputError(f"{where}: {word!r} after the # is none of {', '.join(DEVICE_KEYS)}=…")
+        if key in said:
+            raise InputError(f"{where}: {key} stands there twice; give one value, or one per slot with commas")
         said[key] = _one_per_slot(values.split(","), slots, f"{where}: {key}")
     if "gpu" not in said:
         raise InputError(f"{where}: the type of {host}'s devices is not said; add '# gpu=t4' (or gpu=cpu)")
@@ -173,7 +181,8 @@ def _device(host: str, slot: int, said: dict[str, str], where: str) -> Device:
     slowdown, threads = (_number(said.get(key, "1"), f"{where}: {key}") for key in ("slowdown", "threads"))
     if threads != int(threads):
         raise InputError(f"{where}: threads = {threads} is not a whole number")
-    return Device(host, slot, type_name, memory_bytes, slowdown, int(threads))
+    with located(where):
+        return Device(host, slot, type_name, memory_bytes, slowdown, int(threads))
 
 
 def _number(text: str, where: str) -> float:
@@ -196,6 +205,10 @@ def device_to_json(device: Device) -> dict[str, Any]:
     }
 
 
-def device_from_json(content: Mapping[str, Any]) -> Device:
-    host, _, slot = content["name"].rpartition(":")
-    return Device(host, int(slot), content["type"], content["memory_bytes"], content["slowdown"], content["threads"])
+def device_from_json(content: Any, where: str = "device") -> Device:
+    said = read_fields(content, DEVICE_FIELDS, where)
+    host, _, slot = said.pop("name").rpartition(":")
+    if not host or not slot.isdecimal():
+        raise InputError(f"{where}: name = {content['name']!r} does not read 'host:slot'")
+    with located(where):
+        return Device(host, int(slot), **said)

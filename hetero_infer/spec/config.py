@@ -1,6 +1,7 @@
 """`RunConfig`: one TOML file that drives every command. Relative paths in it start at the current folder."""
 
 import difflib
+import os
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,7 +10,8 @@ from typing import Any
 
 from hetero_infer.spec.choice import Choice
 from hetero_infer.spec.cluster import Cluster, Link
-from hetero_infer.spec.errors import InputError
+from hetero_infer.spec.errors import InputError, located
+from hetero_infer.spec.fields import kinds_of, nearest, read_value
 from hetero_infer.spec.files import read_text
 from hetero_infer.spec.workload import Workload
 
@@ -45,7 +47,7 @@ class RunConfig:
     def load(cls, path: Path) -> "RunConfig":
         try:
             content = tomllib.loads(read_text(path, "config"))
-        except tomllib.TOMLDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise InputError(f"config {path}: not TOML ({error})") from error
         return cls.from_toml(content, f"config {path}")
 
@@ -61,34 +63,48 @@ class RunConfig:
         objective = reader.take("planner", "objective", str, "ring")
         if objective != "ring":
             raise InputError(f"{where}: objective = {objective!r}; this version plans with 'ring'")
+        lengths = [reader.take("workload", key, int) for key in kinds_of(Workload)]
+        with located(where):
+            default_link, workload = Link(**link), Workload(*lengths)
         config = cls(
             model=model_folder,
             hostfile=Path(reader.take("cluster", "hostfile", str)),
-            default_link=Link(**link),
+            default_link=default_link,
             profile=Path(reader.take("cluster", "profile", str, str(work / "profile.csv"))),
-            workload=Workload(
-                reader.take("workload", "batch_size", int),
-                reader.take("workload", "prompt_tokens", int),
-                reader.take("workload", "new_tokens", int),
-            ),
-            max_perplexity_increase=float(reader.take("quality", "max_perplexity_increase", (int, float), 0.1)),
+            workload=workload,
+            max_perplexity_increase=float(reader.take("quality", "max_perplexity_increase", float, 0.1)),
             text=Path(reader.take("quality", "text", str, str(model_folder / "heldout.txt"))),
             calibration=Path(reader.take("quality", "calibration", str, str(model_folder / "calibration.txt"))),
             choices=reader.choices("quality", "choices"),
             sensitivity=Path(reader.take("quality", "sensitivity", str, str(work / "sensitivity.json"))),
             checkpoint=Path(reader.take("paths", "checkpoint", str, str(work / "checkpoint"))),
             plan=Path(reader.take("paths", "plan", str, str(work / "plan.json"))),
-            planner_time_limit_s=float(reader.take("planner", "time_limit_s", (int, float), 60)),
-            planner_gap=float(reader.take("planner", "gap", (int, float), 1e-3)),
+            planner_time_limit_s=float(reader.take("planner", "time_limit_s", float, 60)),
+            planner_gap=float(reader.take("planner", "gap", float, 1e-3)),
             host=reader.take("server", "host", str, "127.0.0.1"),
             port=reader.take("server", "port", int, 8000),
         )
         reader.refuse_the_rest()
-        if config.max_perplexity_increase < 0:
-            raise InputError(
-                f"{where}: max_perplexity_increase = {config.max_perplexity_increase}, must not be negative"
-            )
+        with located(where):
+            config._refuse_contradictions()
         return config
+
+    def _refuse_contradictions(self) -> None:
+        if self.max_perplexity_increase < 0:
+            raise InputError(f"max_perplexity_increase = {self.max_perplexity_increase}, must not be negative")
+        if self.planner_time_limit_s <= 0:
+            raise InputError(f"[planner] time_limit_s = {self.planner_time_limit_s:g}, must be above 0")
+        if not 0 <= self.planner_gap < 1:
+            raise InputError(f"[planner] gap = {self.planner_gap:g}: a share of the plan's seconds, 0 or more, below 1")
+        if not 0 <= self.port <= 65535:
+            raise InputError(f"[server] port = {self.port}: ports go from 0 (any that is free) to 65535")
+        inputs = ("model", "hostfile", "text", "calibration")
+        user_of: dict[str, str] = {os.path.abspath(getattr(self, name)): name for name in inputs}
+        for name in ("profile", "sensitivity", "checkpoint", "plan"):
+            path = getattr(self, name)
+            other = user_of.setdefault(os.path.abspath(path), name)
+            if other != name:
+                raise InputError(f"{other} and {name} are both {path}; {name} would be written over {other}")
 
 
 class _Reader:
@@ -99,35 +115,43 @@ class _Reader:
         self.where = where
         self.asked: dict[str, set[str]] = {}
 
-    def take(self, table: str, key: str, kind: type | tuple[type, ...], default: Any = REQUIRED) -> Any:
+    def take(self, table: str, key: str, kind: type, default: Any = REQUIRED) -> Any:
         self.asked.setdefault(table, set()).add(key)
         entries = self.content.get(table, {})
         if not isinstance(entries, dict):
             raise InputError(f"{self.where}: {table} is a table, written [{table}]")
         value = entries.get(key, default)
         if value is REQUIRED:
-            raise InputError(f"{self.where}: [{table}] {key} is missing")
-        if not isinstance(value, kind) or isinstance(value, bool):
-            wanted = kind.__name__ if isinstance(kind, type) else "number"
-            raise InputError(f"{self.where}: [{table}] {key} = {value!r} is not a {wanted}")
+            raise InputError(f"{self.where}: [{table}] {key} is missing{_misspelt(self.content, table, key)}")
+        value = read_value(value, kind, f"{self.where}: [{table}] {key}")
+        if value == "":
+            raise InputError(f"{self.where}: [{table}] {key} is empty")
         return value
 
     def choices(self, table: str, key: str) -> tuple[Choice, ...]:
         entries = self.take(table, key, list, [{"bits": bits} for bits in (3, 4, 8, 16)])
         if not entries:
             raise InputError(f"{self.where}: [{table}] {key} is empty; allow at least {{bits = 16}}")
-        return tuple(sorted({Choice.from_json(entry, f"{self.where}: [{table}] {key}") for entry in entries}))
+        choices = [Choice.from_json(entry, f"{self.where}: [{table}] {key}[{k}]") for k, entry in enumerate(entries)]
+        for choice in choices:
+            if choices.count(choice) > 1:
+                raise InputError(f"{self.where}: [{table}] {key} has {choice} bits twice")
+        return tuple(sorted(choices))
 
     def refuse_the_rest(self) -> None:
         for table, entries in self.content.items():
             known = self.asked.get(table)
             if known is None:
-                raise InputError(f"{self.where}: [{table}] is not known{_nearest(table, self.asked)}")
+                raise InputError(f"{self.where}: [{table}] is not known{nearest(table, self.asked)}")
             for key in entries:
                 if key not in known:
-                    raise InputError(f"{self.where}: [{table}] {key} is not known{_nearest(key, known)}")
+                    raise InputError(f"{self.where}: [{table}] {key} is not known{nearest(key, known)}")
 
 
-def _nearest(word: str, known: Any) -> str:
-    found = difflib.get_close_matches(word, known, 1)
-    return f"; did you mean {found[0]}?" if found else f"; known: {', '.join(sorted(known))}"
+def _misspelt(content: Mapping[str, Any], table: str, key: str) -> str:
+    """Where the table or the key seems to stand under another name."""
+    if table not in content:
+        found = difflib.get_close_matches(table, content, 1)
+        return f"; is [{found[0]}] meant to be [{table}]?" if found else f"; there is no [{table}]"
+    found = difflib.get_close_matches(key, content[table], 1)
+    return f"; is {found[0]} meant to be {key}?" if found else ""

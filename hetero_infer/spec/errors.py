@@ -1,5 +1,8 @@
 """The errors a user can cause or meet. Each says what, where and the way out; each has an exit code."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class HeteroInferError(Exception):
     """Something failed while running."""
@@ -17,3 +20,17 @@ class InfeasibleError(HeteroInferError):
     """No plan meets every constraint."""
 
     exit_code = 3
+
+
+@contextmanager
+def located(where: str) -> Iterator[None]:
+    """An `InputError` of a value that does not know its file says `where` it stands."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
+
+
+def one_line(error: object) -> str:
+    """What other packages say may have several lines."""
+    return " ".join(line.strip() for line in str(error).splitlines() if line.strip())

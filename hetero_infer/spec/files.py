@@ -1,50 +1,70 @@
 """Text and bytes on disk that are either whole or not there."""
 
+import contextlib
 import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from hetero_infer.spec.errors import InputError
+from hetero_infer.spec.errors import HeteroInferError, InputError
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Write beside, fsync, rename: a reader sees the old file or the new one, never a part."""
     data = content.encode() if isinstance(content, str) else content
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "wb") as stream:
+                stream.write(data)
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.chmod(beside, 0o644)
+            os.replace(beside, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(beside)
+            raise
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """A full disk, a folder that is read-only or a file: one line that names `path`."""
     try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.chmod(beside, 0o644)
-        os.replace(beside, path)
-    except BaseException:
-        os.unlink(beside)
-        raise
+        yield
+    except OSError as error:
+        raise HeteroInferError(
+            f"{path}: cannot be written ({error.strerror or error}); make room there, or name another place with -o or "
+            "in the config"
+        ) from error
 
 
 def read_text(path: Path, what: str) -> str:
     """The file's text, or an `InputError` that names `what` it should have been."""
     try:
         return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{what} {path}: cannot be read ({error})") from error
+    except OSError as error:
+        raise InputError(f"{what} {path}: cannot be read ({error.strerror or error})") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{what} {path}: not a text file (byte {error.start} is not UTF-8)") from error
 
 
 def read_json(path: Path, what: str, file_format: int) -> dict[str, Any]:
     """A JSON object that carries the `format` number this version reads."""
+    text = read_text(path, what)
+    if not text.strip():
+        raise InputError(f"{what} {path}: it is empty; delete it, or bring back what was in it")
     try:
-        content = json.loads(read_text(path, what))
-    except json.JSONDecodeError as error:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{what} {path}: not JSON ({error})") from error
     if not isinstance(content, dict):
         raise InputError(f"{what} {path}: expected a JSON object")
-    if content.get("format") != file_format:
+    if content.get("format") != file_format or isinstance(content["format"], bool):
         raise InputError(f"{what} {path}: format {content.get('format')!r}, this version reads format {file_format}")
     return content
 

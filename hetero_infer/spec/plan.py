@@ -9,11 +9,15 @@ from typing import Any
 
 from hetero_infer.spec.choice import Choice
 from hetero_infer.spec.cluster import Device, device_from_json, device_to_json
-from hetero_infer.spec.errors import InputError
+from hetero_infer.spec.errors import InputError, located
+from hetero_infer.spec.fields import kinds_of, read_fields, read_some_fields, read_value
 from hetero_infer.spec.files import digest_of, read_json, write_atomically
 from hetero_infer.spec.workload import Workload
 
 FORMAT = 1
+FIELDS = {"format": int, "model": dict, "cluster": list, "workload": dict, "pipelines": list}
+OPTIONAL_FIELDS = {"estimate": dict, "quality": dict, "solver": dict, "inputs_digest": str, "decided_digest": str}
+MODEL_FIELDS = {"path": str, "digest": str, "num_hidden_layers": int}
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,7 @@ class StagePlan:
 
     def __post_init__(self) -> None:
         if not self.layers:
-            raise InputError(f"stage on {self.device}: it has no layer; leave the device out instead")
+            raise InputError(f"the stage on {self.device} has no layer; leave the stage out instead")
 
 
 @dataclass(frozen=True)
@@ -91,22 +95,28 @@ class Plan:
     decided_digest: str = ""  # the planner's `decision_digest`; another one means that somebody edited the plan
 
     def __post_init__(self) -> None:
-        known = {device.name for device in self.devices}
-        for stage in self.stages:
-            if stage.device not in known:
-                raise InputError(f"plan: a stage stands on {stage.device}, which is no device of the plan")
-        if len({stage.device for stage in self.stages}) != len(self.stages):
-            raise InputError("plan: a device has two stages")
+        names = [device.name for device in self.devices]
+        for name in names:
+            if names.count(name) > 1:
+                raise InputError(f"the device {name} stands twice in the cluster")
+        users = [stage.device for stage in self.stages]
+        for user in users:
+            if user not in names:
+                raise InputError(f"a stage stands on {user}, which is no device of the plan: {', '.join(names)}")
+            if users.count(user) > 1:
+                raise InputError(f"{user} has two stages; a device has at most one")
         layers = sum(len(stage.layers) for stage in self.stages)
         if layers != self.model["num_hidden_layers"] + 2:
             raise InputError(
-                f"plan: its stages have {layers} layers, the model has {self.model['num_hidden_layers']} "
-                "decoder layers, an embedding and a head"
+                f"its stages have {layers} layers, the model has {self.model['num_hidden_layers']} "
+                "decoder layers, an embedding and a head; move layers between stages, but keep them all"
             )
         for name in ("prefill_micro_batch_size", "decode_micro_batch_size"):
             size = getattr(self, name)
             if type(size) is not int or not 1 <= size <= self.workload.batch_size:
-                raise InputError(f"plan: {name} = {size!r} for a batch of {self.workload.batch_size}")
+                raise InputError(
+                    f"{name} = {size!r} for a batch of {self.workload.batch_size}: a whole number from 1 to that"
+                )
 
     @property
     def bounds(self) -> tuple[int, ...]:
@@ -161,30 +171,44 @@ class Plan:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any], where: str) -> "Plan":
-        try:
-            (pipeline,) = content["pipelines"]
-            estimate, quality, solver = content.get("estimate"), content.get("quality"), content.get("solver")
-            if estimate:
-                estimate = {key: value for key, value in estimate.items() if key != "total_s"}
-                estimate |= {key: tuple(estimate[key]) for key in ("stage_seconds", "memory_bytes")}
+        """`content` as `to_json` makes it, or as a hand left it: everything in it is checked."""
+        content = read_fields(content, FIELDS, where, OPTIONAL_FIELDS)
+        if len(content["pipelines"]) != 1:
+            raise InputError(f"{where}: it has {len(content['pipelines'])} pipelines; this version runs one")
+        kinds = {"stages": list, "prefill": dict, "decode": dict}
+        pipeline = read_fields(content["pipelines"][0], kinds, f"{where}, pipelines[0]")
+        sizes = {"micro_batch_size": int}
+        prefill, decode = (
+            read_fields(pipeline[phase], sizes, f"{where}, {phase}", {"micro_batches": int})
+            for phase in ("prefill", "decode")
+        )
+        model = read_some_fields(content["model"], MODEL_FIELDS, f"{where}, model")
+        workload = read_fields(content["workload"], kinds_of(Workload), f"{where}, workload")
+        devices = tuple(
+            device_from_json(device, f"{where}, cluster[{rank}]") for rank, device in enumerate(content["cluster"])
+        )
+        stages = tuple(_read_stage(stage, f"{where}, stages[{j}]") for j, stage in enumerate(pipeline["stages"]))
+        estimate, quality, solver = (content.get(part) for part in ("estimate", "quality", "solver"))
+        if estimate is not None:
+            estimate = _read_estimate(estimate, f"{where}, estimate")
+        if quality is not None:
+            quality = QualityPlan(**read_fields(quality, kinds_of(QualityPlan), f"{where}, quality"))
+        if solver is not None:
+            solver = SolverReport(**read_fields(solver, kinds_of(SolverReport), f"{where}, solver"))
+        with located(where):
             return cls(
-                model=content["model"],
-                devices=tuple(device_from_json(device) for device in content["cluster"]),
-                workload=Workload(**content["workload"]),
-                stages=tuple(
-                    StagePlan(stage["device"], tuple(Choice.from_json(choice, where) for choice in stage["layers"]))
-                    for stage in pipeline["stages"]
-                ),
-                prefill_micro_batch_size=pipeline["prefill"]["micro_batch_size"],
-                decode_micro_batch_size=pipeline["decode"]["micro_batch_size"],
-                estimate=PlanEstimate(**estimate) if estimate else None,
-                quality=QualityPlan(**quality) if quality else None,
-                solver=SolverReport(**solver) if solver else None,
+                model={**content["model"], **model},
+                devices=devices,
+                workload=Workload(**workload),
+                stages=stages,
+                prefill_micro_batch_size=prefill["micro_batch_size"],
+                decode_micro_batch_size=decode["micro_batch_size"],
+                estimate=estimate,
+                quality=quality,
+                solver=solver,
                 inputs_digest=content.get("inputs_digest", ""),
                 decided_digest=content.get("decided_digest", ""),
             )
-        except (KeyError, TypeError, ValueError) as error:
-            raise InputError(f"{where}: {error!r} is missing or not as it should be") from error
 
     def save(self, path: Path) -> None:
         write_atomically(path, _one_line_per_layer(json.dumps(self.to_json(), indent=1)) + "\n")
@@ -203,6 +227,25 @@ def micro_batch_ranges(batch_size: int, micro_batch_size: int) -> tuple[range, .
     return tuple(
         range(first, min(first + micro_batch_size, batch_size)) for first in range(0, batch_size, micro_batch_size)
     )
+
+
+def _read_stage(content: object, where: str) -> StagePlan:
+    said = read_fields(content, {"device": str, "layers": list}, where)
+    layers = tuple(Choice.from_json(layer, f"{where}, layers[{n}]") for n, layer in enumerate(said["layers"]))
+    with located(where):
+        return StagePlan(said["device"], layers)
+
+
+def _read_estimate(content: object, where: str) -> PlanEstimate:
+    """`total_s` follows from the others and is not read."""
+    said = read_fields(content, kinds_of(PlanEstimate), where, {"total_s": float})
+    said.pop("total_s", None)
+    for part, kind in (("stage_seconds", float), ("memory_bytes", int)):
+        for stage, entries in enumerate(said[part]):
+            for key, value in read_value(entries, dict, f"{where}: {part}[{stage}]").items():
+                read_value(value, kind, f"{where}: {part}[{stage}] {key}")
+        said[part] = tuple(said[part])
+    return PlanEstimate(**said)
 
 
 def _phase_json(micro_batch_size: int, batch_size: int) -> dict[str, int]:

@@ -5,9 +5,11 @@ import io
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 from hetero_infer.spec.choice import Choice
-from hetero_infer.spec.errors import InputError
+from hetero_infer.spec.errors import InputError, located
+from hetero_infer.spec.fields import KINDS, nearest, read_value
 from hetero_infer.spec.files import read_text, write_atomically
 from hetero_infer.spec.workload import Phase
 
@@ -46,6 +48,9 @@ class ProfileRow:
         return self.model.partition("#")[2] or DECODER
 
 
+COLUMNS: Mapping[str, Any] = {column.name: column.type for column in fields(ProfileRow)}
+
+
 @dataclass(frozen=True)
 class ProfileTable:
     rows: tuple[ProfileRow, ...]
@@ -67,13 +72,22 @@ class ProfileTable:
         header = dict(_header_entry(line) for line in lines if line.startswith("#"))
         if header.pop("format", None) != str(FORMAT):
             raise InputError(f"profile {path}: its first line must read '# format = {FORMAT}'")
-        reader = csv.DictReader(line for line in lines if not line.startswith("#"))
+        reader = csv.reader(line for line in lines if not line.startswith("#"))
+        columns = next(reader, [])
+        for column in columns:
+            if column not in COLUMNS:
+                raise InputError(f"profile {path}: the column {column} is not known{nearest(column, COLUMNS)}")
+        for column in COLUMNS:
+            if column not in columns:
+                raise InputError(f"profile {path}: the column {column} is missing")
+            if columns.count(column) > 1:
+                raise InputError(f"profile {path}: the column {column} stands there twice")
         rows = []
-        for number, entry in enumerate(reader, 1):
-            try:
-                rows.append(_row(entry))
-            except (KeyError, TypeError, ValueError) as error:
-                raise InputError(f"profile {path}, row {number}: {error!r} in {entry}") from error
+        for number, cells in enumerate(filter(None, reader), 1):
+            where = f"profile {path}, row {number}"
+            if len(cells) != len(columns):
+                raise InputError(f"{where}: {len(cells)} values for {len(columns)} columns")
+            rows.append(_row(dict(zip(columns, cells, strict=True)), where))
         return cls(tuple(rows), header)
 
 
@@ -82,18 +96,20 @@ def _header_entry(line: str) -> tuple[str, str]:
     return key.strip(), value.strip()
 
 
-def _row(entry: Mapping[str, str]) -> ProfileRow:
-    return ProfileRow(
-        device=entry["device"],
-        model=entry["model"],
-        hidden_size=int(entry["hidden_size"]),
-        intermediate_size=int(entry["intermediate_size"]),
-        bits=int(entry["bits"]),
-        group_size=int(entry["group_size"]),
-        activations=entry["activations"],
-        phase=Phase(entry["phase"]),
-        batch=int(entry["batch"]),
-        input_tokens=int(entry["input_tokens"]),
-        past_tokens=int(entry["past_tokens"]),
-        seconds=float(entry["seconds"]),
-    )
+def _row(cells: Mapping[str, str], where: str) -> ProfileRow:
+    values = {column: _value(cells[column], kind, f"{where}: {column}") for column, kind in COLUMNS.items()}
+    if values["seconds"] <= 0 or values["batch"] < 1 or min(values["input_tokens"], values["past_tokens"]) < 0:
+        raise InputError(f"{where}: batch and seconds are above 0, tokens not below it")
+    row = ProfileRow(**values)
+    with located(where):
+        Choice(row.bits, row.group_size, row.activations)
+    return row
+
+
+def _value(text: str, kind: Any, place: str) -> Any:
+    try:
+        value = kind(text)
+    except ValueError:
+        wanted = f"one of {', '.join(Phase)}" if kind is Phase else KINDS[kind]
+        raise InputError(f"{place} = {text!r} is not {wanted}") from None
+    return read_value(value, kind, place) if kind in KINDS else value

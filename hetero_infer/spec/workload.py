@@ -7,6 +7,8 @@ from hetero_infer.spec.errors import InputError
 
 KV_BLOCK_TOKENS = 64  # KV cache slots are whole blocks, and attention runs over whole blocks
 
+MOST_SEQUENCES = 4096  # at once: the planner tries every micro-batch size
+
 
 def round_up_to_block(tokens: int) -> int:
     return -(-tokens // KV_BLOCK_TOKENS) * KV_BLOCK_TOKENS
@@ -32,11 +34,21 @@ class Workload:
             value = getattr(self, name)
             if type(value) is not int or value < 1:
                 raise InputError(f"workload: {name} = {value!r}, must be a whole number and at least 1")
+        if self.batch_size > MOST_SEQUENCES:
+            raise InputError(f"workload: batch_size = {self.batch_size}, at most {MOST_SEQUENCES}; serve them in turn")
 
     @property
     def cache_tokens(self) -> int:
         """KV cache entries a sequence needs: the last token generated is never fed back."""
         return self.prompt_tokens + self.new_tokens - 1
+
+    def refuse_beyond(self, max_positions: int) -> None:
+        """The model has no position for a token after `max_positions`."""
+        if self.cache_tokens > max_positions:
+            raise InputError(
+                f"workload: {self.prompt_tokens} prompt and {self.new_tokens} new tokens pass the model's "
+                f"{max_positions} positions; plan for fewer"
+            )
 
     @property
     def slot_tokens(self) -> int:

@@ -41,7 +41,7 @@ def test_what_is_said_is_taken(tmp_path: Path) -> None:
         [quality]
         max_perplexity_increase = 1
         text = "t.txt"
-        choices = [{ bits = 16 }, { bits = 4, group_size = 128 }, { bits = 4 }, { bits = 4 }]
+        choices = [{ bits = 16 }, { bits = 4, group_size = 128 }, { bits = 4 }]
         [paths]
         work = "there"
         plan = "p.json"
@@ -55,7 +55,7 @@ def test_what_is_said_is_taken(tmp_path: Path) -> None:
     )
     assert config.default_link == Link(0, 5e8)
     assert config.profile == Path("p.csv") and config.text == Path("t.txt") and config.plan == Path("p.json")
-    assert config.choices == (Choice(4, 64), Choice(4, 128), Choice(16))  # sorted, each once
+    assert config.choices == (Choice(4, 64), Choice(4, 128), Choice(16))  # sorted
     assert config.checkpoint == Path("there/checkpoint") and config.sensitivity == Path("there/sensitivity.json")
     assert (config.max_perplexity_increase, config.planner_time_limit_s, config.planner_gap) == (1.0, 5.0, 0.01)
     assert config.port == 80
@@ -78,14 +78,14 @@ def test_the_configs_that_come_with_it_can_be_read(path: Path) -> None:
         ("[qualty]\ntext = 't'", "[qualty] is not known; did you mean quality?"),
         ("[paths]\nzzz = 1", "[paths] zzz is not known; known: checkpoint, plan, work"),
         ("[planner]\ntime_limit_s = 'long'", "[planner] time_limit_s = 'long' is not a number"),
-        ("[server]\nport = '80'", "[server] port = '80' is not a int"),
-        ("[server]\nport = true", "[server] port = True is not a int"),
+        ("[server]\nport = '80'", "[server] port = '80' is not a whole number"),
+        ("[server]\nport = true", "[server] port = True is not a whole number"),
         ("[planner]\nobjective = 'sum'", "objective = 'sum'; this version plans with 'ring'"),
         ("[quality]\nmax_perplexity_increase = -1", "max_perplexity_increase = -1.0, must not be negative"),
         ("[quality]\nchoices = []", "[quality] choices is empty; allow at least {bits = 16}"),
         ("[quality]\nchoices = [{ bits = 5 }]", "bits = 5: choose from 3, 4, 8, 16"),
-        ("[quality]\nchoices = [{ bit = 4 }]", "a choice has bits"),
-        ("[quality]\nchoices = [4]", "a choice has bits"),
+        ("[quality]\nchoices = [{ bit = 4 }]", "[quality] choices[0]: bit is not known; did you mean bits?"),
+        ("[quality]\nchoices = [4]", "[quality] choices[0] = 4 is not a table of keys"),
         ("server = 80", "[workload] server is not known"),
     ],
 )
@@ -93,7 +93,7 @@ def test_a_mistake_is_named_with_the_way_out(text: str, named: str, tmp_path: Pa
     with pytest.raises(InputError) as error:
         load(f"{LEAST}\n{text}\n", tmp_path)
     assert named in str(error.value)
-    assert str(tmp_path / "run.toml") in str(error.value) or "bits = 5" in named
+    assert str(tmp_path / "run.toml") in str(error.value)
 
 
 @pytest.mark.parametrize("key", ["path", "hostfile", "batch_size", "prompt_tokens", "new_tokens"])
@@ -107,7 +107,7 @@ def test_what_is_missing_is_named(key: str, tmp_path: Path) -> None:
     ("text", "named"),
     [
         (LEAST.replace("= 8", "= 0"), "workload: batch_size = 0, must be a whole number and at least 1"),
-        (LEAST.replace("= 8", "= 1.5"), "[workload] batch_size = 1.5 is not a int"),
+        (LEAST.replace("= 8", "= 1.5"), "[workload] batch_size = 1.5 is not a whole number"),
         ("model = 3\n", "model is a table, written [model]"),
         ("[model\n", "not TOML"),
         (LEAST.replace("[workload]", "default_link = { alpha = 1 }\n[workload]"), "default_link has alpha_s and bytes"),

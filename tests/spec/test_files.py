@@ -6,7 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from hetero_infer.spec import Choice, InputError, Phase, ProfileRow, ProfileTable, SensitivityTable, Workload
+from hetero_infer.spec import (
+    Choice,
+    HeteroInferError,
+    InputError,
+    Phase,
+    ProfileRow,
+    ProfileTable,
+    SensitivityTable,
+    Workload,
+)
 from hetero_infer.spec.files import digest_of, write_atomically
 
 ROW = ProfileRow("t4", "tiny", 48, 88, 4, 64, "float", Phase.PREFILL, 8, 64, 0, 1.25e-3)
@@ -28,9 +37,13 @@ def test_what_is_written_is_there(content: str | bytes, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("step", ["fsync", "replace"])
-@pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()], ids=["error", "ctrl-c"])
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [(OSError("disk full"), r"file: cannot be written \(disk full\); make room"), (KeyboardInterrupt(), "^$")],
+    ids=["error", "ctrl-c"],
+)
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_beside(
-    step: str, error: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    step: str, error: BaseException, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "file"
     path.write_text("old")
@@ -39,7 +52,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_beside(
         raise error
 
     monkeypatch.setattr(os, step, fail)
-    with pytest.raises(type(error)):
+    with pytest.raises(type(error) if isinstance(error, KeyboardInterrupt) else HeteroInferError, match=said):
         write_atomically(path, "new")
     assert path.read_text() == "old"
     assert os.listdir(tmp_path) == ["file"]
@@ -70,10 +83,10 @@ def test_an_empty_profile_is_the_same_after_writing_and_reading(tmp_path: Path) 
     [
         ("# format = 1", "# format = 9", "its first line must read '# format = 1'"),
         ("# format = 1\n", "", "its first line must read '# format = 1'"),
-        ("prefill", "training", "row 1: ValueError"),
-        ("1.250000e-03", "fast", "row 1: ValueError"),
-        ("seconds", "minutes", "row 1: KeyError('seconds')"),
-        (",8,64,0,1.250000e-03", "", "row 1: TypeError"),
+        ("prefill", "training", "row 1: phase = 'training' is not one of prefill, decode"),
+        ("1.250000e-03", "fast", "row 1: seconds = 'fast' is not a number"),
+        ("seconds", "minutes", "the column minutes is not known"),
+        (",8,64,0,1.250000e-03", "", "row 1: 8 values for 12 columns"),
     ],
 )
 def test_a_broken_profile_is_refused_with_its_row(old: str, new: str, named: str, tmp_path: Path) -> None:
@@ -94,7 +107,7 @@ def test_a_sensitivity_table_is_the_same_after_writing_and_reading(tmp_path: Pat
 
 @pytest.mark.parametrize("omega", [((0.5,),), ((0.5, -0.1),), ((0.5, float("nan")),)])
 def test_a_sensitivity_that_makes_no_sense_is_refused(omega: tuple) -> None:
-    with pytest.raises(InputError, match="sensitivity: "):
+    with pytest.raises(InputError, match=r"omega\[\d\].*choices|an indicator is a number of at least 0"):
         replace(TABLE, omega=omega)
 
 
@@ -121,9 +134,9 @@ def test_choices_are_read_with_their_defaults() -> None:
     assert [str(choice) for choice in (Choice(3, 32), Choice(16))] == ["3g32", "16"]
 
 
-@pytest.mark.parametrize("content", [{}, {"bits": 4, "groups": 1}, {"bits": True}, {"bits": 4, "group_size": 64.0}])
+@pytest.mark.parametrize("content", [{}, {"bits": 4, "groups": 1}, {"bits": True}, {"bits": 4, "group_size": 64.0}, 4])
 def test_a_choice_with_other_keys_or_types_is_refused(content: dict) -> None:
-    with pytest.raises(InputError, match="here: "):
+    with pytest.raises(InputError, match="here"):
         Choice.from_json(content, "here")
 
 
