@@ -11,6 +11,7 @@ from typing import Any
 
 from hetero_infer import __version__
 from hetero_infer.spec import HeteroInferError, InputError, Plan, RunConfig
+from hetero_infer.spec.errors import one_line
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -19,13 +20,24 @@ def main(arguments: list[str] | None = None) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         code: int = args.run(args)
+        sys.stdout.flush()
         return code
     except HeteroInferError as error:
-        print(f"hetero-infer: {error}", file=sys.stderr)
-        return error.exit_code
+        return _end(one_line(error), error.exit_code)
+    except OSError as error:  # what we write tells its own; this is a file that vanished, or stdout
+        return _end(f"{error.filename or 'standard output'}: {error.strerror or error}", 1)
     except KeyboardInterrupt:
-        print("hetero-infer: interrupted", file=sys.stderr)
-        return 1
+        return _end("interrupted", 1)
+
+
+def _end(line: str, exit_code: int) -> int:
+    """What was not yet written to stdout is lost: Python would try again, and complain."""
+    print(f"hetero-infer: {line}", file=sys.stderr)
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return exit_code
 
 
 def _measure(args: argparse.Namespace) -> int:
@@ -71,12 +83,22 @@ def _plan(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> int:
+    from hetero_infer import prepare
+    from hetero_infer.checkpoint.model_folder import ModelFolder
     from hetero_infer.planner.check import check_plan
-    from hetero_infer.spec import ModelSpec, SensitivityTable
+    from hetero_infer.spec import SensitivityTable
 
     config = RunConfig.load(args.config)
     plan = Plan.load(args.plan)
-    violations = check_plan(plan, ModelSpec.from_folder(config.model), SensitivityTable.load(config.sensitivity))
+    folder = ModelFolder(config.model)
+    prepare.refuse_plan_for_another(plan, args.plan, config, folder.digest)
+    sensitivity = SensitivityTable.load(config.sensitivity)
+    if sensitivity.model_digest != folder.digest:
+        raise InputError(
+            f"sensitivity {config.sensitivity}: it is for the model {sensitivity.model_digest}, and {config.model} is "
+            f"{folder.digest}; run 'hetero-infer sensitivity'"
+        )
+    violations = check_plan(plan, folder.spec, sensitivity)
     _show(args, {"violations": violations}, "\n".join(violations) or "the plan can run and keeps its quality limit")
     return 3 if violations else 0
 
@@ -93,6 +115,7 @@ def _simulate(args: argparse.Namespace) -> int:
     config = RunConfig.load(args.config)
     plan = Plan.load(args.plan)
     request = prepare.request_for(config)
+    prepare.refuse_plan_for_another(plan, args.plan, config, request.model_facts["digest"])
     timeline = rehearse(PlanCosts(plan, request.model, request.cluster, request.latency), plan)
     if args.svg:
         labels = [stage_label(plan, stage) for stage in range(len(plan.stages))]
@@ -116,12 +139,13 @@ def _quantize(args: argparse.Namespace) -> int:
     if not set(stages) <= set(range(len(plan.stages))):
         raise InputError(f"--stages {stages}: the plan has stages 0 to {len(plan.stages) - 1}")
     checkpoint = args.output or config.checkpoint
-    prepare.quantise(plan, config, checkpoint, stages, progress=not args.json)
+    prepare.quantise(plan, args.plan, config, checkpoint, stages, progress=not args.json)
     _show(args, {"checkpoint": str(checkpoint)}, f"quantised layers are in {checkpoint}")
     return 0
 
 
 def _evaluate(args: argparse.Namespace) -> int:
+    from hetero_infer import prepare
     from hetero_infer.checkpoint.local_model import single_process_model
     from hetero_infer.checkpoint.model_folder import ModelFolder
     from hetero_infer.checkpoint.shards import ShardStore
@@ -131,7 +155,9 @@ def _evaluate(args: argparse.Namespace) -> int:
     folder = ModelFolder(config.model)
     choices, shards = None, None
     if args.checkpoint:
-        plan = Plan.load(args.plan or config.plan)
+        path = args.plan or config.plan
+        plan = Plan.load(path)
+        prepare.refuse_other_model(plan, path, config, folder.digest)
         choices, shards = plan.decoder_choices, ShardStore.of_model(args.checkpoint, folder.digest)
     model = single_process_model(folder, choices, shards)
     found = measure_perplexity(model, folder, args.text or config.text)

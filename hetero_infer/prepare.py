@@ -52,6 +52,7 @@ def measure(folder: "ModelFolder", config: RunConfig, path: Path, device_type: s
     threads = {device.threads for device in config.cluster.devices if device.type == device_type} or {1}
     if len(threads) > 1:
         raise InputError(f"hostfile {config.hostfile}: {device_type} devices with {sorted(threads)} threads; say one")
+    config.workload.refuse_beyond(folder.spec.max_position_embeddings)
     old = _profile_at(path)
     kept = tuple(row for row in old.rows if (row.device, _model_of(row)) != (device_type, folder.path.name))
     measured = measure_layers(
@@ -101,11 +102,7 @@ def request_for(config: RunConfig) -> "PlanRequest":
     kinds = {device.is_cpu for device in config.cluster.devices}
     if len(kinds) > 1:
         raise InputError(f"hostfile {config.hostfile}: CPUs and GPUs in one pipeline are not supported; use one kind")
-    if config.workload.cache_tokens > folder.spec.max_position_embeddings:
-        raise InputError(
-            f"workload: {config.workload.prompt_tokens} prompt and {config.workload.new_tokens} new tokens pass the "
-            f"model's {folder.spec.max_position_embeddings} positions; plan for fewer"
-        )
+    config.workload.refuse_beyond(folder.spec.max_position_embeddings)
     return PlanRequest(
         model=folder.spec,
         model_facts={
@@ -143,22 +140,55 @@ def plan_for(config: RunConfig, request: "PlanRequest", path: Path) -> Plan:
     return plan
 
 
-def quantise(plan: Plan, config: RunConfig, checkpoint: Path, stages: Iterable[int], progress: bool) -> None:
+def quantise(
+    plan: Plan, plan_path: Path, config: RunConfig, checkpoint: Path, stages: Iterable[int], progress: bool
+) -> None:
     """See to it that `checkpoint` has the quantised layers that `stages` of the plan need."""
     from hetero_infer.checkpoint.model_folder import ModelFolder
     from hetero_infer.checkpoint.quantise import quantise_layers
     from hetero_infer.checkpoint.text import CalibrationWindows
-    from hetero_infer.planner.check import memory_violations
+    from hetero_infer.planner.check import fit_violations
 
     folder = ModelFolder(config.model)
-    if folder.digest != plan.model["digest"]:
-        raise InputError(f"the plan is for the model {plan.model['digest']}, {config.model} is {folder.digest}")
-    missing = memory_violations(plan, folder.spec)
-    if missing:
-        raise InfeasibleError("; ".join(missing))
+    refuse_other_model(plan, plan_path, config, folder.digest)
+    violations = fit_violations(plan, folder.spec)
+    if violations:
+        raise InfeasibleError(f"plan {plan_path}: {'; '.join(violations)}")
     wanted = [(layer, plan.decoder_choices[layer]) for stage in stages for layer in plan.decoder_range(stage)]
     windows = CalibrationWindows.from_text(folder, config.calibration)
     quantise_layers(folder, wanted, windows, checkpoint, progress)
+
+
+def refuse_other_model(plan: Plan, path: Path, config: RunConfig, digest: str) -> None:
+    """`digest` is that of the config's model, and must be the plan's."""
+    if plan.model["digest"] != digest:
+        raise InputError(
+            f"plan {path}: it is for the model {plan.model['digest']} ({plan.model['path']}), and {config.model} is "
+            f"{digest}; plan again, or name that model under [model] path"
+        )
+
+
+def refuse_plan_for_another(plan: Plan, path: Path, config: RunConfig, digest: str) -> None:
+    """A plan's model, devices and workload are those of the config."""
+    refuse_other_model(plan, path, config, digest)
+    devices = config.cluster.devices
+    planned, there = ([device.name for device in ones] for ones in (plan.devices, devices))
+    if planned != there:
+        raise InputError(
+            f"plan {path}: it is for the devices {', '.join(planned)}, and hostfile {config.hostfile} has "
+            f"{', '.join(there)}; plan again, or name that hostfile"
+        )
+    compared = [
+        (f"{key} of {mine.name}", value, device_to_json(other)[key], f"hostfile {config.hostfile}")
+        for mine, other in zip(plan.devices, devices, strict=True)
+        for key, value in device_to_json(mine).items()
+    ]
+    compared += [
+        (key, value, asdict(config.workload)[key], "the config") for key, value in asdict(plan.workload).items()
+    ]
+    for what, in_plan, said, where in compared:
+        if in_plan != said:
+            raise InputError(f"plan {path}: {what} is {in_plan} in it, and {said} in {where}; make both the same")
 
 
 def _covers(profile: ProfileTable, folder: "ModelFolder", config: RunConfig, device_type: str) -> bool:

@@ -6,10 +6,16 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from hetero_infer.serving.batch_file import BatchJob, BatchSummary
-from hetero_infer.spec.files import write_atomically
-from hetero_infer.supervisor.setup import Commands, Limits, Setup
-from hetero_infer.supervisor.supervise import supervise
+from hetero_infer.ctrl_c import end_with_one_line
+
+end_with_one_line(exit_code=75)  # Ctrl-C may come while the rest is imported; nothing is lost by it
+
+from hetero_infer.serving.batch_file import BatchJob, BatchSummary  # noqa: E402
+from hetero_infer.spec import HeteroInferError  # noqa: E402
+from hetero_infer.spec.files import write_atomically  # noqa: E402
+from hetero_infer.supervisor.say import say  # noqa: E402
+from hetero_infer.supervisor.setup import Commands, Limits, Setup  # noqa: E402
+from hetero_infer.supervisor.supervise import supervise  # noqa: E402
 
 
 def main(commands: Commands = Commands(), limits: Limits = Limits()) -> int:  # noqa: B008 (both are frozen)
@@ -26,8 +32,17 @@ def main(commands: Commands = Commands(), limits: Limits = Limits()) -> int:  # 
     if job.summary and exit_code == 0:
         print(as_table(job.summary))
         if args.summary:
-            write_atomically(args.summary, json.dumps(asdict(job.summary), indent=1) + "\n")
+            return write_summary(args.summary, job.summary)
     return exit_code
+
+
+def write_summary(path: Path, summary: BatchSummary) -> int:
+    try:
+        write_atomically(path, json.dumps(asdict(summary), indent=1) + "\n")
+    except HeteroInferError as error:
+        say(error)
+        return error.exit_code
+    return 0
 
 
 def as_table(summary: BatchSummary) -> str:

@@ -4,9 +4,13 @@ import argparse
 import sys
 from pathlib import Path
 
-from hetero_infer.serving.http import ServeJob
-from hetero_infer.supervisor.setup import Commands, Limits, Setup
-from hetero_infer.supervisor.supervise import supervise
+from hetero_infer.ctrl_c import end_with_one_line
+
+end_with_one_line(exit_code=0)  # Ctrl-C may come while the rest is imported
+
+from hetero_infer.serving.http import ServeJob  # noqa: E402
+from hetero_infer.supervisor.setup import Commands, Limits, Setup  # noqa: E402
+from hetero_infer.supervisor.supervise import supervise  # noqa: E402
 
 
 def main(commands: Commands = Commands(), limits: Limits = Limits()) -> int:  # noqa: B008 (both are frozen)

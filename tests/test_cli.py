@@ -139,7 +139,7 @@ def test_a_config_that_is_not_there_is_exit_code_2(
     ("old", "new", "named"),
     [
         ("work =", "works =", "[paths] works is not known; did you mean work?"),
-        ("= 16", "= 'many'", "[workload] prompt_tokens = 'many' is not a int"),
+        ("= 16", "= 'many'", "[workload] prompt_tokens = 'many' is not a whole number"),
         ("/tiny", "/nothing", "no config.json there"),
         ("/hostfile", "/hosts", "hosts: cannot be read"),
         ("/text.txt", "/texts.txt", "texts.txt: cannot be read"),
@@ -227,13 +227,15 @@ def test_check_refuses_a_plan_that_was_changed_for_the_worse(
     stages = [stage.layers for stage in plan.stages]
     everywhere_3 = [tuple(Choice(3, 64) for _ in layers) for layers in stages]
     small = tuple(replace(device, memory_bytes=2**18) for device in plan.devices)
-    for changed, named in [
+    for changed, memory, named in [
         (
             replace(plan, stages=tuple(map(_with_layers, plan.stages, everywhere_3))),
+            "2MiB",
             ("the embedding has 3g64 bits", "the head has 3g64 bits", "is over the limit"),
         ),
-        (replace(plan, devices=small), ("stage 0 (cpu on localhost:0) needs ",)),
+        (replace(plan, devices=small), "256KiB", ("stage 0 (cpu on localhost:0) needs ",)),
     ]:
+        run.set_memory(memory)
         changed.save(run.path / "changed.json")
         assert run("check", run.path / "changed.json") == 3
         said = capsys.readouterr()
@@ -252,4 +254,4 @@ def test_a_plan_for_another_model_is_not_quantised(
 ) -> None:
     write_tiny_model(run.path / "tiny", seed=1, with_tokenizer=True, num_hidden_layers=4)
     assert run("quantize", plan_path) == 2
-    assert "the plan is for the model" in one_line_of_error(capsys)
+    assert "it is for the model" in one_line_of_error(capsys)

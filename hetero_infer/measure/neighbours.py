@@ -19,7 +19,10 @@ while os.getppid() == parent:
 @contextmanager
 def working_neighbours(count: int) -> Iterator[None]:
     """While the block runs, `count` processes multiply matrices, one thread each."""
-    processes = [subprocess.Popen([sys.executable, "-c", _WORK], stdout=subprocess.PIPE) for _ in range(count)]
+    command = [sys.executable, "-c", _WORK]
+    processes = [  # each in a group of its own: Ctrl-C reaches us alone, and we end them
+        subprocess.Popen(command, stdout=subprocess.PIPE, process_group=0) for _ in range(count)
+    ]
     try:
         for process in processes:
             assert process.stdout

@@ -18,7 +18,12 @@ def check_plan(plan: Plan, model: ModelSpec, sensitivity: SensitivityTable) -> l
         return [
             f"the plan is for {plan.model['num_hidden_layers']} decoder layers, the model has {model.num_hidden_layers}"
         ]
-    return [*_end_violations(plan), *memory_violations(plan, model), *_quality_violations(plan, sensitivity)]
+    return [*fit_violations(plan, model), *_quality_violations(plan, sensitivity)]
+
+
+def fit_violations(plan: Plan, model: ModelSpec) -> list[str]:
+    """What keeps a plan from running at all, whatever it does to the quality."""
+    return [*_end_violations(plan), *_position_violations(plan, model), *_memory_violations(plan, model)]
 
 
 def missing_mib(num_bytes: float) -> str:
@@ -35,7 +40,17 @@ def _end_violations(plan: Plan) -> list[str]:
     ]
 
 
-def memory_violations(plan: Plan, model: ModelSpec) -> list[str]:
+def _position_violations(plan: Plan, model: ModelSpec) -> list[str]:
+    workload = plan.workload
+    if workload.cache_tokens <= model.max_position_embeddings:
+        return []
+    return [
+        f"{workload.prompt_tokens} prompt and {workload.new_tokens} new tokens pass the model's "
+        f"{model.max_position_embeddings} positions"
+    ]
+
+
+def _memory_violations(plan: Plan, model: ModelSpec) -> list[str]:
     """A sentence for each stage that does not fit its device."""
     violations = []
     for stage, memory in enumerate(plan_memory(model, plan)):
@@ -50,6 +65,8 @@ def memory_violations(plan: Plan, model: ModelSpec) -> list[str]:
 
 
 def _quality_violations(plan: Plan, sensitivity: SensitivityTable) -> list[str]:
+    if len(sensitivity.omega) != len(plan.decoder_choices):
+        return [f"the sensitivity table has {len(sensitivity.omega)} layers, the plan {len(plan.decoder_choices)}"]
     unknown = {choice for choice in plan.decoder_choices if choice not in sensitivity.choices}
     if unknown:
         return [f"the sensitivity table has no {choice} bits; take a choice it has" for choice in sorted(unknown)]

@@ -18,6 +18,7 @@ from hetero_infer.serving.progress import Progress
 from hetero_infer.serving.request import Completion, Request, RequestError, parse_request
 from hetero_infer.serving.served_model import ServedModel
 from hetero_infer.spec import InputError, RunConfig
+from hetero_infer.spec.files import writing
 
 METHOD, URL = "POST", "/v1/completions"
 STOPPED_AND_RESUMABLE = 75
@@ -130,13 +131,15 @@ class BatchJob:
         progress = Progress(len(lines))
         try:
             # What UTF-8 cannot hold, half a surrogate pair in a custom_id, stays the JSON escape it was.
-            with self._part_path.open("w", encoding="utf-8", errors="backslashreplace") as part:
-                failed = await self._answer_all(lines, engine, model, progress, part)
+            with writing(self._part_path):
+                with self._part_path.open("w", encoding="utf-8", errors="backslashreplace") as part:
+                    failed = await self._answer_all(lines, engine, model, progress, part)
             await engine.drain()
         finally:
             progress.close()
             generating.cancel()
-        self._part_path.replace(self._output_path)
+        with writing(self._output_path):
+            self._part_path.replace(self._output_path)
         self.summary = BatchSummary(requests=len(lines), failed=failed, **vars(engine.totals))
 
     async def _answer_all(

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import tokenizers
 
+from hetero_infer.spec import InputError
+
 
 class Tokenizer:
     def __init__(self, tokenizer: tokenizers.Tokenizer) -> None:
@@ -14,7 +16,12 @@ class Tokenizer:
     def from_folder(cls, folder: Path) -> "Tokenizer | None":
         """None where the folder has none: then requests must give token ids."""
         path = folder / "tokenizer.json"
-        return cls(tokenizers.Tokenizer.from_file(str(path))) if path.exists() else None
+        if not path.exists():
+            return None
+        try:
+            return cls(tokenizers.Tokenizer.from_file(str(path)))
+        except Exception as error:  # the tokenizers package raises nothing narrower
+            raise InputError(f"tokenizer {path}: cannot be used ({error})") from error
 
     def encode(self, text: str) -> list[int]:
         return self._tokenizer.encode(text).ids

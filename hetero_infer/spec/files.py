@@ -61,7 +61,7 @@ def read_json(path: Path, what: str, file_format: int) -> dict[str, Any]:
     try:
         content = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{what} {path}: not JSON ({error})") from error
+        raise InputError(f"{what} {path}: not JSON ({error}); mend it, or delete it and have it made again") from error
     if not isinstance(content, dict):
         raise InputError(f"{what} {path}: expected a JSON object")
     if content.get("format") != file_format or isinstance(content["format"], bool):

@@ -2,6 +2,8 @@
 
 import sys
 
+from hetero_infer.spec.errors import one_line
+
 
 def say(line: object) -> None:
-    print(f"hetero-infer: {line}", file=sys.stderr, flush=True)
+    print(f"hetero-infer: {one_line(line)}", file=sys.stderr, flush=True)
