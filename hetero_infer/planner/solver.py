@@ -20,7 +20,6 @@ from hetero_infer.spec.choice import Choice
 from hetero_infer.spec.errors import HeteroInferError
 
 TOLERANCE = 1e-9
-INTERRUPTED = "Ctrl-C pressed"  # highspy's words
 SAME_SPEED = 1e-9  # plans whose seconds differ by less than this share count as equally fast
 
 
@@ -80,8 +79,6 @@ def solve(
         load_solutions=False,
     )
     condition = results.termination_condition
-    if INTERRUPTED in results.solver_log or condition is TerminationCondition.interrupted:
-        raise KeyboardInterrupt  # highspy keeps it for itself
     if condition in (TerminationCondition.provenInfeasible, TerminationCondition.infeasibleOrUnbounded):
         return Infeasible()
     is_optimal = condition is TerminationCondition.convergenceCriteriaSatisfied
