@@ -1,7 +1,7 @@
 """Every message that `hetero_infer/` can give, and what docs/errors.md has of them.
 
-A message is told by its template: the f-string with `…` in place of what is filled in. In docs/errors.md an entry is the
-first cell of a table's row, between backticks.
+A message is told by its template: the f-string with `…` in place of what is filled in. In docs/errors.md an entry is
+the first cell of a table's row, between backticks.
 
     python -m tests.mistakes.catalogue          # what is missing there, as rows to fill in, and what is left over
 """
