@@ -27,6 +27,7 @@ from hetero_infer.spec.files import digest_of
 
 if TYPE_CHECKING:
     from hetero_infer.checkpoint.model_folder import ModelFolder
+    from hetero_infer.checkpoint.text import CalibrationWindows
     from hetero_infer.planner.request import PlanRequest
 
 
@@ -76,9 +77,7 @@ def _profile_at(path: Path) -> ProfileTable:
 
 def sensitivity_for(folder: "ModelFolder", config: RunConfig) -> SensitivityTable:
     """The sensitivity file; measured first if it is missing or for another model, text or choices."""
-    from hetero_infer.checkpoint.text import CalibrationWindows
-
-    windows = CalibrationWindows.from_text(folder, config.calibration)
+    windows = calibration_windows(folder, config)
     if config.sensitivity.exists():
         table = SensitivityTable.load(config.sensitivity)
         if (table.model_digest, table.text_digest) == (folder.digest, windows.digest) and set(config.choices) <= set(
@@ -90,6 +89,14 @@ def sensitivity_for(folder: "ModelFolder", config: RunConfig) -> SensitivityTabl
     table = measure_sensitivity(folder, config.choices, windows)
     table.save(config.sensitivity)
     return table
+
+
+def calibration_windows(folder: "ModelFolder", config: RunConfig) -> "CalibrationWindows":
+    from hetero_infer.checkpoint.text import CalibrationWindows
+
+    return CalibrationWindows.from_text(
+        folder, config.calibration, config.calibration_windows, config.calibration_tokens
+    )
 
 
 def request_for(config: RunConfig) -> "PlanRequest":
@@ -146,7 +153,6 @@ def quantise(
     """See to it that `checkpoint` has the quantised layers that `stages` of the plan need."""
     from hetero_infer.checkpoint.model_folder import ModelFolder
     from hetero_infer.checkpoint.quantise import quantise_layers
-    from hetero_infer.checkpoint.text import CalibrationWindows
     from hetero_infer.planner.check import fit_violations
 
     folder = ModelFolder(config.model)
@@ -155,7 +161,7 @@ def quantise(
     if violations:
         raise InfeasibleError(f"plan {plan_path}: {'; '.join(violations)}")
     wanted = [(layer, plan.decoder_choices[layer]) for stage in stages for layer in plan.decoder_range(stage)]
-    windows = CalibrationWindows.from_text(folder, config.calibration)
+    windows = calibration_windows(folder, config)
     quantise_layers(folder, wanted, windows, checkpoint, progress)
 
 

@@ -30,6 +30,8 @@ class RunConfig:
     max_perplexity_increase: float
     text: Path
     calibration: Path
+    calibration_windows: int
+    calibration_tokens: int
     choices: tuple[Choice, ...]
     sensitivity: Path
     checkpoint: Path
@@ -75,6 +77,8 @@ class RunConfig:
             max_perplexity_increase=float(reader.take("quality", "max_perplexity_increase", float, 0.1)),
             text=Path(reader.take("quality", "text", str, str(model_folder / "heldout.txt"))),
             calibration=Path(reader.take("quality", "calibration", str, str(model_folder / "calibration.txt"))),
+            calibration_windows=reader.take("quality", "calibration_windows", int, 32),
+            calibration_tokens=reader.take("quality", "calibration_tokens", int, 256),
             choices=reader.choices("quality", "choices"),
             sensitivity=Path(reader.take("quality", "sensitivity", str, str(work / "sensitivity.json"))),
             checkpoint=Path(reader.take("paths", "checkpoint", str, str(work / "checkpoint"))),
@@ -90,6 +94,9 @@ class RunConfig:
         return config
 
     def _refuse_contradictions(self) -> None:
+        for name in ("calibration_windows", "calibration_tokens"):
+            if getattr(self, name) < 1:
+                raise InputError(f"[quality] {name} = {getattr(self, name)}, must be at least 1")
         if self.max_perplexity_increase < 0:
             raise InputError(f"max_perplexity_increase = {self.max_perplexity_increase}, must not be negative")
         if self.planner_time_limit_s <= 0:

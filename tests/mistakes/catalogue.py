@@ -16,7 +16,15 @@ import hetero_infer
 PACKAGE = Path(hetero_infer.__file__).parent
 PAGE = PACKAGE.parent / "docs" / "errors.md"
 ERRORS = {"HeteroInferError", "InputError", "InfeasibleError", "RequestError", "PipelineLost"}
-TOLD = {"Ending": 1, "WorkerEnd": 0, "_end": 0, "_lose": 0, "say": 0}  # which argument is for people
+TOLD = {
+    "Ending": 1,
+    "WorkerEnd": 0,
+    "_end": 0,
+    "_lose": 0,
+    "say": 0,
+    "refusal": 1,
+    "refuse_unless": 2,
+}  # which argument is for people
 NAMES = ("_name", "missing_mib")  # of these: parts of messages
 SENTENCES = ("planner/check.py", "planner/diagnosis.py")  # their functions return messages, or lists of them
 PLACE = "…"

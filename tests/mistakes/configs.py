@@ -117,6 +117,8 @@ def out_of_range() -> Iterator[Mistake]:
         ("hostfile", "''", "[cluster] hostfile is empty"),
     ]:
         yield Mistake(says, "run.toml", with_value(key, value))
+    yield setting("quality", "calibration_windows = 0", "[quality] calibration_windows = 0, must be at least 1")
+    yield setting("quality", "calibration_tokens = -5", "[quality] calibration_tokens = -5, must be at least 1")
     yield added("[planner]\ngap = 1.5", "[planner] gap = 1.5: a share")
     yield added("[planner]\ngap = -0.5", "[planner] gap = -0.5: a share")
     yield added("[planner]\ngap = nan", "[planner] gap = nan is not a finite number")

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.mistakes.mistake import PLAN, Mistake, edited, removed, replaced, written
+from tests.mistakes.mistake import PLAN, Mistake, both, edited, removed, replaced, written
 
+INDEX = "tiny/model.safetensors.index.json"
 WEIGHTS = "tiny/model-00001-of-00001.safetensors"
 EVALUATE = ("evaluate",)
 
@@ -16,7 +17,13 @@ EVALUATE = ("evaluate",)
 def folder_mistakes() -> Iterator[Mistake]:
     yield Mistake("no config.json there; [model] path names", "tiny", removed("tiny/config.json"), PLAN)
     yield Mistake("nowhere: no config.json there", "nowhere", replaced("run.toml", "/tiny", "/nowhere"), EVALUATE)
-    yield Mistake("no *.safetensors there", "tiny", removed(WEIGHTS), PLAN)
+    yield Mistake("model-00001-of-00001.safetensors, which is not there", "tiny", removed(WEIGHTS), PLAN)
+    yield Mistake("no *.safetensors there", "tiny", both(removed(WEIGHTS), removed(INDEX)), PLAN)
+    pickled = both(removed(WEIGHTS), removed(INDEX), written("tiny/pytorch_model.bin", b""))
+    yield Mistake("convert pytorch_model.bin with save_pretrained", "tiny", pickled, PLAN)
+    yield Mistake("it has no weight_map from tensors to files", "index.json", written(INDEX, "{}"), PLAN)
+    yield Mistake("files (KeyError", "index.json", edited(INDEX, lambda index: index.pop("weight_map")), PLAN)
+    yield Mistake("names files outside", "index.json", written(INDEX, '{"weight_map": {"x": "../y"}}'), PLAN)
     yield from in_its_config()
     yield from in_its_weights()
     yield from in_its_texts()
@@ -27,13 +34,19 @@ def in_its_config() -> Iterator[Mistake]:
         spoil = edited("tiny/config.json", lambda content: content.update(fields))
         return Mistake(says, next(iter(fields)), spoil, PLAN)
 
-    yield config("model_type 'mamba': this version runs", model_type="mamba")
-    yield config("rope_scaling = {'factor': 2} is not supported yet", rope_scaling={"factor": 2})
-    yield config("num_hidden_layers = 0: a number above 0", num_hidden_layers=0)
-    yield config("hidden_size = '48': a number above 0", hidden_size="48")
+    yield config("model_type = 'mamba': this version runs llama", model_type="mamba")
+    yield config("model_type = 'lama': this version runs", model_type="lama")
+    yield config("model_type = None: this version runs", model_type=None)
+    yield config("rope_scaling = {'rope_type': 'dynamic'}: of the rope types", rope_scaling={"rope_type": "dynamic"})
+    yield config("num_hidden_layers = 0: a whole number of at least 1", num_hidden_layers=0)
+    yield config("hidden_size = '48': a whole number", hidden_size="48")
+    yield config("num_attention_heads = 4.5: a whole number", num_attention_heads=4.5)
+    yield config("rms_norm_eps = inf: a number above 0", rms_norm_eps=float("inf"))
     yield config("is no multiple of num_key_value_heads = 3", num_key_value_heads=3)
     yield config("head_dim = 21: rotary embeddings need an even one", head_dim=21)
-    yield config("hidden_act = 'relu', the llama family uses", hidden_act="relu")
+    yield config("hidden_act = 'relu6': ", hidden_act="relu6")
+    yield config("tie_word_embeddings = 'no': true or false", tie_word_embeddings="no")
+    yield config("quantization_config = {'bits': 4}: give the unquantised model", quantization_config={"bits": 4})
     yield Mistake(
         "the field 'vocab_size' is missing",
         "config",
@@ -58,6 +71,16 @@ def in_its_weights() -> Iterator[Mistake]:
     yield Mistake("not a whole safetensors file (", "model-00001", written(WEIGHTS, b""), EVALUATE)
     norm = "model.layers.2.input_layernorm.weight"
     yield tensors(f"the tensor {norm} is missing", lambda weights: weights.pop(norm), EVALUATE)
+    stem = "model.layers.1.mlp.up_proj.weight"
+    for bad, command in ((float("nan"), EVALUATE), (float("inf"), ("sensitivity",)), (float("-inf"), PLAN)):
+        yield tensors(
+            f"the tensor {stem} has NaN or infinite values as torch.float32",
+            lambda weights, bad=bad: weights[stem][3].__setitem__(5, bad),
+            command,
+        )
+    yield tensors(
+        "is torch.int64, not floating point", lambda weights: weights.update({norm: torch.ones(48).long()}), EVALUATE
+    )
     yield tensors("decoder 2 does not fit config.json", lambda weights: weights.update({norm: torch.ones(7)}), EVALUATE)
 
 

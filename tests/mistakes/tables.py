@@ -80,8 +80,9 @@ def files_that_are_none() -> Iterator[Mistake]:
             yield Mistake(f"{name}: cannot be read (No such file", name, removed(file), command)
         yield Mistake(f"{name}: cannot be read (Is a directory", name, made_a_folder(file), command)
         yield Mistake(f"{name}: not a text file (byte 1 is", name, written(file, b"x\xff\xfe"), command)
-        if name.endswith(".json") and what != "model config":
+        if name.endswith(".json"):
             yield Mistake(f"{what} ", name, written(file, "{"), command)
             yield Mistake(f"{name}: expected a JSON object", name, written(file, "[1]"), command)
             yield Mistake(f"{name}: not JSON (maximum recursion", name, written(file, "[" * 10**5), command)
-            yield Mistake(f"{name}: it is empty", name, written(file, ""), command)
+            empty = "not JSON (Expecting value" if name == "config.json" else "it is empty"
+            yield Mistake(f"{name}: {empty}", name, written(file, ""), command)
