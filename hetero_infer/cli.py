@@ -26,8 +26,19 @@ def main(arguments: list[str] | None = None) -> int:
         return _end(one_line(error), error.exit_code)
     except OSError as error:  # what we write tells its own; this is a file that vanished, or stdout
         return _end(f"{error.filename or 'standard output'}: {error.strerror or error}", 1)
+    except (MemoryError, RuntimeError) as error:
+        if not _is_lack_of_memory(error):
+            raise
+        return _end("this machine has too little memory for it; lower batch_size or the tokens, or use another one", 1)
     except KeyboardInterrupt:
         return _end("interrupted", 1)
+
+
+def _is_lack_of_memory(error: Exception) -> bool:
+    """Torch has no type for it on a CPU."""
+    return isinstance(error, MemoryError) or any(
+        words in str(error).lower() for words in ("can't allocate memory", "out of memory", "storage size calculation")
+    )
 
 
 def _end(line: str, exit_code: int) -> int:

@@ -12,8 +12,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from hetero_infer.report import text_table
-from hetero_infer.spec import Plan, RunConfig
+from hetero_infer.ctrl_c import end_with_one_line
+
+end_with_one_line()  # Ctrl-C may come while the rest is imported
+
+from hetero_infer.report import text_table  # noqa: E402
+from hetero_infer.spec import HeteroInferError, Plan, RunConfig  # noqa: E402
 
 CONFIG = Path("launch/batch.toml")
 PROMPTS = Path("launch/prompts.jsonl")
@@ -106,5 +110,7 @@ def increase(nats: float) -> str:
 if __name__ == "__main__":
     try:
         sys.exit(main())
+    except HeteroInferError as error:
+        sys.exit(f"hetero-infer: {error}")
     except KeyboardInterrupt:
         sys.exit("demo: interrupted; what is made so far is used again next time")

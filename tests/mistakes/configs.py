@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from tests.mistakes.mistake import PLAN, QUANTIZE, Mistake, both, replaced, written
+from tests.mistakes.mistake import PLAN, QUANTIZE, Mistake, both, edited, replaced, written
 
 HUGE = "9" * 400
 
@@ -167,6 +167,16 @@ def contradictory() -> Iterator[Mistake]:
         "workload",
         with_value("prompt_tokens", "250"),
         ("measure",),
+    )
+    yield Mistake(
+        "this machine has too little memory for it; lower batch_size",
+        "tokens",
+        both(
+            edited("tiny/config.json", lambda config: config.update(max_position_embeddings=10**15)),
+            with_value("prompt_tokens", str(10**13)),
+        ),
+        ("measure",),
+        1,
     )
     yield Mistake(
         "sensitivity method 'best': this version has",
