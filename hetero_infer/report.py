@@ -178,7 +178,7 @@ def _choices(plan: Plan, stage: int) -> list[Choice]:
 def _layers(plan: Plan, stage: int) -> str:
     """``0–5 (6) + emb``: the decoder layers, and embedding, head or both (`ends`) where they stand."""
     layers, last = plan.decoder_range(stage), len(plan.stages) - 1
-    decoders = f"{layers.start}–{layers.stop - 1} ({len(layers)})" if layers else ""
+    decoders = f"{'–'.join(map(str, sorted({layers[0], layers[-1]})))} ({len(layers)})" if layers else ""
     ends = {0: "emb", last: "head"}.get(stage, "") if last else "ends"
     return " + ".join(filter(None, [decoders, ends]))
 

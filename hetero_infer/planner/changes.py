@@ -3,8 +3,8 @@
 A change is made to the plan and the changed plan is costed whole, so that what is said of it holds.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from hetero_infer.cost.memory import decoder_layer_bytes, plan_memory
@@ -15,13 +15,16 @@ from hetero_infer.spec.choice import Choice
 from hetero_infer.spec.plan import Plan, StagePlan
 from hetero_infer.spec.workload import Phase
 
+NOTICEABLE = 5e-4  # a smaller share of the time counts as the same time
+
 
 @dataclass(frozen=True)
 class Change:
     """Decoder layer `layer` at `choice` on `device`, all else as it was.
 
     `missing_bytes` is what the device lacks for it, `freed_bytes` what it would have more than now; both may be
-    negative. `total_s` and `omega` are the changed plan's; `slower` is the share of time it takes more than now.
+    negative. `total_s` and `omega` are the changed plan's, `slower` and `added_omega` what it takes and loses more
+    than now: `slower` as a share of the time.
     """
 
     device: str
@@ -32,10 +35,16 @@ class Change:
     total_s: float
     slower: float
     omega: float
+    added_omega: float
 
     @property
     def fits(self) -> bool:
         return self.missing_bytes <= 0
+
+    @property
+    def helps(self) -> bool:
+        """Less time, or less quality lost in the same time."""
+        return self.slower < -NOTICEABLE or (self.added_omega < 0 and self.slower < NOTICEABLE)
 
 
 @dataclass(frozen=True)
@@ -54,6 +63,7 @@ class PlanChanges:
 
     plan: Plan
     request: PlanRequest
+    _seconds: dict[object, float] = field(default_factory=dict, repr=False, compare=False)
 
     @cached_property
     def costs(self) -> PlanCosts:
@@ -74,35 +84,32 @@ class PlanChanges:
         return _used_bytes(self.request, self.plan)
 
     def more_bits(self, stage: int) -> Change | None:
-        """The next better choice for one of the stage's layers: the one that needs least, and then loses least."""
+        """The next better choice for one of the stage's layers: one that helps, needs least, then loses least."""
         found = [
-            (with_choice(self.plan, layer, choice), layer)
+            self._change(stage, with_choice(self.plan, layer, choice), layer)
             for layer in self.plan.decoder_range(stage)
             if (choice := self._next_better(stage, layer))
         ]
-
-        def needs_then_loses(change: tuple[Plan, int]) -> tuple[int, float]:
-            return max(0, self._missing_bytes(change[0], stage)), self._omega(change[0])
-
-        return self._change(stage, *min(found, key=needs_then_loses)) if found else None
+        return min(found, key=lambda c: (not c.helps, max(0, c.missing_bytes), c.omega), default=None)
 
     def one_more_layer(self, stage: int) -> Change | None:
-        """A layer of the stage before or after, at its bits: the one that needs least, and then is the faster."""
+        """A layer of the stage before or after, at its bits: one that helps, needs least, then is the faster."""
         found = [self._change(stage, changed, layer) for changed, layer in self._layers_at_the_border(stage)]
-        return min(found, key=lambda change: (max(0, change.missing_bytes), change.total_s), default=None)
+        return min(found, key=lambda c: (not c.helps, max(0, c.missing_bytes), c.total_s), default=None)
 
-    def fewer_bits(self) -> Change | None:
-        """The choice that fits and adds least to Σω, of all layers and all choices worse than theirs."""
-        worse = [
-            (stage, changed, layer)
+    def fewer_bits(self, full_devices: Collection[str]) -> Change | None:
+        """The worse choice for one layer that adds least to Σω, of those that fit and take less time or less of a
+        full device's memory."""
+        found = [
+            change
             for stage in range(len(self.plan.stages))
             for layer in self.plan.decoder_range(stage)
             for choice in self._allowed(stage)
             if self._loss(layer, choice) > self._loss(layer, self.plan.decoder_choices[layer])
-            if self._missing_bytes(changed := with_choice(self.plan, layer, choice), stage) <= 0
+            if (change := self._change(stage, with_choice(self.plan, layer, choice), layer)).fits
+            if change.helps or (change.device in full_devices and change.freed_bytes > 0)
         ]
-        best = min(worse, key=lambda change: self._omega(change[1]), default=None)
-        return self._change(*best) if best else None
+        return min(found, key=lambda change: change.omega, default=None)
 
     def best_size(self) -> SizeChange | None:
         """The fastest plan that fits with micro-batches of another size in one of the phases."""
@@ -119,7 +126,7 @@ class PlanChanges:
         return total_s / self.makespan.total_s - 1
 
     def _change(self, stage: int, changed: Plan, layer: int) -> Change:
-        total_s = self._total_s(changed)
+        total_s, omega = self._total_s(changed), self._omega(changed)
         return Change(
             device=self.plan.stages[stage].device,
             layer=layer,
@@ -128,7 +135,8 @@ class PlanChanges:
             freed_bytes=self.used_bytes[stage] - _used_bytes(self.request, changed)[stage],
             total_s=total_s,
             slower=self.slower(total_s),
-            omega=self._omega(changed),
+            omega=omega,
+            added_omega=omega - self.omega,
         )
 
     def _next_better(self, stage: int, layer: int) -> Choice | None:
@@ -162,8 +170,12 @@ class PlanChanges:
         return PlanCosts(plan, self.request.model, self.request.cluster, self.request.latency)
 
     def _total_s(self, plan: Plan) -> float:
+        """The order of the layers within a stage makes no difference, so it is not worked out twice."""
         sizes = plan.prefill_micro_batch_size, plan.decode_micro_batch_size
-        return recurrence(self._costs(plan), plan.workload, *sizes).total_s
+        key = sizes, tuple(tuple(sorted(stage.layers)) for stage in plan.stages)
+        if key not in self._seconds:
+            self._seconds[key] = recurrence(self._costs(plan), plan.workload, *sizes).total_s
+        return self._seconds[key]
 
 
 def with_choice(plan: Plan, layer: int, choice: Choice) -> Plan:

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from hetero_infer.cost.timeline import PhaseCosts, recurrence
-from hetero_infer.planner.changes import Change, PlanChanges, SizeChange
+from hetero_infer.planner.changes import NOTICEABLE, Change, PlanChanges, SizeChange
 from hetero_infer.planner.check import MIB, missing_mib
 from hetero_infer.planner.estimate import PlanCosts, estimate_plan
 from hetero_infer.planner.problem import QUALITY_TOLERANCE
@@ -20,7 +20,6 @@ from hetero_infer.spec.errors import InputError
 from hetero_infer.spec.plan import Plan
 from hetero_infer.spec.workload import Phase
 
-NOTICEABLE = 5e-4  # a smaller share of the time is called the same time
 RELIEF = 0.1  # the share of its time that a station is imagined to save
 
 
@@ -45,8 +44,13 @@ class MemoryFinding:
 
     @property
     def binds(self) -> bool:
-        """Whether there is a use for more memory and none of what is free."""
-        return bool(self.changes) and not any(change.fits for change in self.changes)
+        """Whether more memory here would help."""
+        return any(change.helps and not change.fits for change in self.changes)
+
+    @property
+    def has_use(self) -> bool:
+        """Whether the memory that is free here would help."""
+        return any(change.helps and change.fits for change in self.changes)
 
     @property
     def sentence(self) -> str:
@@ -54,8 +58,7 @@ class MemoryFinding:
         told = "; ".join(self._told(change) for change in self.changes)
         if not told:
             return f"{self.device} has {free} free, and no layer here or next to it could use more"
-        state = f"{self.device} is full, {free} free" if self.binds else f"{self.device} has {free} free"
-        return f"{state}: {told}"
+        return f"{self.device} is full: {told}" if free == "0.0 MiB" else f"{self.device} has {free} free: {told}"
 
     def _told(self, change: Change) -> str:
         if change is self.more_bits:
@@ -81,7 +84,7 @@ class QualityFinding:
 
     @property
     def binds(self) -> bool:
-        """Whether a layer could take fewer bits if it were not for the limit."""
+        """Whether fewer bits of a layer would help, if it were not for the limit."""
         if self.limit is None or self.fewer_bits is None:
             return False
         return self.fewer_bits.omega > self.limit + self.tolerance
@@ -92,7 +95,7 @@ class QualityFinding:
             return f"the plan states no limit; the quality loss is {self.used:.3g} {self.unit}"
         state = f"{self.used:.3g} of {self.limit:.3g} {self.unit} are used, {self.used / (self.limit or 1):.0%}"
         if self.fewer_bits is None:
-            return f"{state}: no layer could take fewer bits anyway, the limit does not bind"
+            return f"{state}: fewer bits would not help anywhere, the limit does not bind"
         change = self.fewer_bits
         freed = missing_mib(abs(change.freed_bytes))
         effect = (
@@ -154,8 +157,10 @@ class Explanation:
     even_split: str
 
     @property
-    def full_devices(self) -> tuple[str, ...]:
-        return tuple(finding.device for finding in self.memory if finding.binds)
+    def binding(self) -> tuple[str, ...]:
+        """The limits that would have to give way for a better plan."""
+        memory = tuple(f"the memory of {finding.device}" for finding in self.memory if finding.binds)
+        return (*memory, "the quality limit") if self.quality.binds else memory
 
     @property
     def sentences(self) -> tuple[tuple[str, str], ...]:
@@ -173,10 +178,9 @@ class Explanation:
 
     @property
     def _binding(self) -> str:
-        full = f"the memory of {', '.join(self.full_devices)}" if self.full_devices else ""
-        return " and ".join(filter(None, [full, "the quality limit" if self.quality.binds else ""])) or (
-            "neither memory nor quality: what is left is time"
-        )
+        binding = ", ".join(self.binding) or "neither memory nor quality"
+        unused = [finding.device for finding in self.memory if finding.has_use]
+        return f"{binding}; there is room that would help on {', '.join(unused)}" if unused else binding
 
     @property
     def _idle(self) -> str:
@@ -198,7 +202,7 @@ class Explanation:
     def to_json(self) -> dict[str, Any]:
         """The findings as they are, whether each binds, and the sentences."""
         return {
-            "binding": [*(f"memory of {name}" for name in self.full_devices), *["quality"] * self.quality.binds],
+            "binding": self.binding,
             "prefill_s": self.prefill_s,
             "decode_s": self.decode_s,
             "tokens_per_s": self.tokens_per_s,
@@ -218,19 +222,20 @@ def explain(plan: Plan, request: PlanRequest) -> Explanation:
             "explain it with the config it was made from"
         )
     changes = PlanChanges(plan, request)
+    memory = tuple(_memory(changes, stage) for stage in range(len(plan.stages)))
     limit = plan.quality.limit if plan.quality else math.inf
     estimate = estimate_plan(plan, request.model, request.cluster, request.latency)
     return Explanation(
         prefill_s=estimate.prefill_s,
         decode_s=estimate.decode_s,
         tokens_per_s=estimate.tokens_per_s,
-        memory=tuple(_memory(changes, stage) for stage in range(len(plan.stages))),
+        memory=memory,
         quality=QualityFinding(
             used=changes.omega,
             limit=limit if math.isfinite(limit) else None,
             tolerance=QUALITY_TOLERANCE * max(max(row) for row in request.sensitivity.omega),
             unit=request.sensitivity.unit,
-            fewer_bits=changes.fewer_bits(),
+            fewer_bits=changes.fewer_bits([finding.device for finding in memory if finding.binds]),
         ),
         pace=tuple(_pace(changes, phase) for phase in Phase),
         best_size=changes.best_size(),

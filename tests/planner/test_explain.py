@@ -45,7 +45,9 @@ OMEGA = ((0.04, 0.01, 0.001), (0.03, 0.02, 0.002), (0.05, 0.03, 0.001), (0.06, 0
 
 @dataclass(frozen=True)
 class FlatLatency:
-    """10 ms for every decoder layer at any bits, in either phase; the ends take nothing."""
+    """10 ms for every decoder layer at 4 bits, in either phase and for any micro-batch; the ends take nothing."""
+
+    per_bit_s: float = 0.0
 
     def allowed_choices(self, device: Device, choices: Iterable[Choice]) -> tuple[Choice, ...]:
         return tuple(choices)
@@ -53,7 +55,8 @@ class FlatLatency:
     def layer_seconds(
         self, device: Device, kind: str, choice: Choice, phase: Phase, batch: int, input_tokens: int, past_tokens: int
     ) -> float:
-        return 0.01 * device.slowdown if kind == "decoder" else 0.0
+        seconds = 0.01 + self.per_bit_s * (choice.bits - 4)
+        return seconds * device.slowdown if kind == "decoder" else 0.0
 
 
 def request_of(links: Mapping[tuple[str, str], Link] | None = None, workload: Workload | None = None) -> PlanRequest:
@@ -125,6 +128,9 @@ def total_s(plan: Plan, request: PlanRequest) -> float:
     return estimate_plan(plan, request.model, request.cluster, request.latency).total_s
 
 
+NO_CHANGE = Change("", 0, FOUR, 0, 0, 0.0, 0.0, 0.0, 0.0)
+
+
 def sentences(explanation: Explanation, about: str) -> list[str]:
     return [says for topic, says in explanation.sentences if topic == about]
 
@@ -136,7 +142,7 @@ def test_a_device_without_a_byte_to_spare_binds_and_names_what_the_next_mib_woul
     explanation = explain(plan, request)
     first, second = explanation.memory
     assert (first.free_bytes, first.binds, second.binds) == (0, True, False)
-    assert explanation.full_devices == ("a:0",) and sentences(explanation, "binding") == ["the memory of a:0"]
+    assert sentences(explanation, "binding") == ["the memory of a:0; there is room that would help on b:0"]
 
     more_bits = decoder_layer_bytes(MODEL, EIGHT, 4) - decoder_layer_bytes(MODEL, FOUR, 4)
     one_layer = decoder_layer_bytes(MODEL, FOUR, 4) + kv_cache_bytes(MODEL, request.workload, 4)
@@ -145,7 +151,7 @@ def test_a_device_without_a_byte_to_spare_binds_and_names_what_the_next_mib_woul
     assert (first.one_more_layer.layer, first.one_more_layer.missing_bytes) == (2, one_layer)
 
     said = re.fullmatch(
-        r"a:0 is full, 0\.0 MiB free: (\d\.\d) MiB more would let layer 1 take 8 bits \(quality loss 0\.062, the same "
+        r"a:0 is full: (\d\.\d) MiB more would let layer 1 take 8 bits \(quality loss 0\.062, the same "
         r"time\); (\d\.\d) MiB more would let layer 2 move here \((.*)% more time\)",
         first.sentence,
     )
@@ -159,14 +165,14 @@ def test_a_device_without_a_byte_to_spare_binds_and_names_what_the_next_mib_woul
 
 
 def test_a_used_up_allowance_binds_and_the_increase_it_names_is_enough() -> None:
-    request = request_of()
+    request = replace(request_of(), latency=FlatLatency(per_bit_s=1e-3))  # fewer bits are faster
     plan = plan_of(request)
     plan = replace(plan, quality=QualityPlan(0.09, 0.0801, 0.0, "nats per token"))  # 0.01 + 0.02 + 0.03 + 0.02 used
     explanation = explain(plan, request)
-    assert explanation.full_devices == () and sentences(explanation, "binding") == ["the quality limit"]
+    assert explanation.binding == ("the quality limit",)
     change = explanation.quality.fewer_bits
     assert explanation.quality.binds and change and (change.layer, change.choice) == (1, THREE)
-    assert change.omega == pytest.approx(0.09)
+    assert change.omega == pytest.approx(0.09) and change.total_s < total_s(plan, request)
 
     said = re.search(
         r"max_perplexity_increase = (0\.\d{4}) would let layer 1 take 3 bits", explanation.quality.sentence
@@ -178,11 +184,47 @@ def test_a_used_up_allowance_binds_and_the_increase_it_names_is_enough() -> None
     assert change.freed_bytes == used_bytes(plan, request, 0) - used_bytes(applied(plan, change), request, 0) > 0
 
 
+def test_an_allowance_that_would_free_a_full_device_binds_too() -> None:
+    request = request_of()
+    plan = plan_of(request)
+    plan = with_memory(plan, {"b:0": used_bytes(plan, request, 1)})
+    plan = replace(plan, quality=QualityPlan(0.09, 0.0801, 0.0, "nats per token"))
+    explanation = explain(plan, request)
+    assert explanation.binding == ("the memory of b:0", "the quality limit")
+    change = explanation.quality.fewer_bits
+    assert change and (change.device, change.layer, change.choice) == ("b:0", 2, THREE)  # 0.02 more, layer 3 0.04
+
+
 def test_nothing_binds_where_there_is_room_for_all() -> None:
-    explanation = explain(plan_of(request_of()), request_of())
-    assert sentences(explanation, "binding") == ["neither memory nor quality: what is left is time"]
-    assert all("there is room to let layer" in says for says in sentences(explanation, "memory"))
-    assert "the limit does not bind, there is room to let layer 1 take 3 bits" in explanation.quality.sentence
+    request = request_of()
+    plan = plan_of(request, ((EIGHT,) * 2, (EIGHT,) * 2))
+    explanation = explain(plan, request)
+    assert sentences(explanation, "binding") == ["neither memory nor quality"]
+    assert all("there is room to let layer" in says for says in sentences(explanation, "memory"))  # no use of it
+    assert not explanation.quality.binds and "would not help anywhere" in explanation.quality.sentence
+
+
+def test_room_that_would_help_is_pointed_at_and_helps() -> None:
+    request = request_of()
+    plan = plan_of(request)
+    explanation = explain(plan, request)
+    assert explanation.binding == () and "room that would help on a:0, b:0" in sentences(explanation, "binding")[0]
+    for finding in explanation.memory:
+        change = finding.more_bits
+        assert change and change.fits and change.added_omega < 0
+        assert check_plan(applied(plan, change), MODEL, request.sensitivity) == []
+        assert total_s(applied(plan, change), request) <= total_s(plan, request)
+
+
+def test_an_allowance_that_is_left_says_what_it_could_buy() -> None:
+    request = replace(request_of(), latency=FlatLatency(per_bit_s=1e-3))
+    plan = plan_of(request)
+    finding = explain(plan, request).quality
+    change = finding.fewer_bits
+    assert (
+        not finding.binds and change and "does not bind, there is room to let layer 1 take 3 bits" in finding.sentence
+    )
+    assert check_plan(applied(plan, change), MODEL, request.sensitivity) == []
 
 
 def test_the_best_bits_everywhere_leave_nothing_to_want() -> None:
@@ -192,7 +234,7 @@ def test_the_best_bits_everywhere_leave_nothing_to_want() -> None:
     explanation = explain(plan, request)
     (finding,) = explanation.memory
     assert not finding.binds and finding.sentence.endswith("no layer here or next to it could use more")
-    assert not explanation.quality.binds and "no layer could take fewer bits anyway" in explanation.quality.sentence
+    assert not explanation.quality.binds and "fewer bits would not help" in explanation.quality.sentence
     assert finding.idle_share == pytest.approx(0) and "could give it a layer" in sentences(explanation, "idle")[0]
     assert sentences(explanation, "uniform") == ["this is the even split, at 8 bits"]
 
@@ -313,30 +355,33 @@ def test_every_change_needs_what_it_says_and_takes_as_long(
                 loss = sum(request.sensitivity.of(layer, c) for layer, c in enumerate(changed.decoder_choices))
                 assert change.omega == pytest.approx(loss)
                 fitting, missing = fitting + change.fits, missing + (not change.fits)
-            assert finding.binds == (bool(finding.changes) and all(c.missing_bytes > 0 for c in finding.changes))
+                worth = change.slower < -5e-4 or (change.slower < 5e-4 and loss < explanation.quality.used - 1e-12)
+                assert change.helps == worth
+            assert finding.binds == any(c.helps and c.missing_bytes > 0 for c in finding.changes)
     assert min(fitting, missing) >= 10
 
 
-def test_a_device_said_to_be_full_has_no_room_for_any_change(
+def test_where_memory_does_not_bind_no_better_bits_would_help(
     explained: list[tuple[Plan, PlanRequest, Explanation]],
 ) -> None:
-    full = 0
+    no_room = 0
     for plan, request, explanation in explained:
+        now_s = total_s(plan, request)
         for stage, finding in enumerate(explanation.memory):
             device = plan.devices[stage]
-            better = [
-                Change(device.name, layer, choice, 0, 0, 0, 0, 0)
-                for layer in plan.decoder_range(stage)
-                for choice in request.latency.allowed_choices(device, request.choices)
-                if request.sensitivity.of(layer, choice) < request.sensitivity.of(layer, plan.decoder_choices[layer])
-            ]
-            rooms = [used_bytes(applied(plan, change), request, stage) <= device.memory_bytes for change in better]
-            if finding.binds:
-                full += 1
-                assert not any(rooms)
-            elif any(rooms):
-                assert finding.more_bits and finding.more_bits.fits
-    assert full >= 5
+            for layer in plan.decoder_range(stage) if not finding.binds else ():
+                loss = request.sensitivity.of(layer, plan.decoder_choices[layer])
+                better = [
+                    choice
+                    for choice in request.latency.allowed_choices(device, request.choices)
+                    if request.sensitivity.of(layer, choice) < loss
+                ]
+                for choice in sorted(better)[:1]:
+                    changed = applied(plan, replace(NO_CHANGE, device=device.name, layer=layer, choice=choice))
+                    fits = used_bytes(changed, request, stage) <= device.memory_bytes
+                    assert fits or finding.has_use or total_s(changed, request) > now_s * (1 + 4e-4)
+                    no_room += not fits
+    assert no_room >= 5
 
 
 def test_idle_shares_are_those_of_the_dry_run(explained: list[tuple[Plan, PlanRequest, Explanation]]) -> None:
