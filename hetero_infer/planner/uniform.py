@@ -40,7 +40,7 @@ def why_not_uniform(request: PlanRequest, plan: Plan) -> str:
         obstacle = _obstacle(request, uniform)
         if obstacle is None:
             estimate = estimate_plan(uniform, request.model, request.cluster, request.latency)
-            reasons.append(f"{bits_words(choice)} takes {estimate.total_s / plan.estimate.total_s:.2f}x as long")
+            reasons.append(f"{bits_words(choice)} would take {estimate.total_s / plan.estimate.total_s:.2f}x as long")
             break
         reasons.append(f"{bits_words(choice)} {obstacle}")
     return "an even split at " + ", at ".join(reasons)

@@ -42,7 +42,7 @@ def test_where_it_fits_its_time_is_compared(plan: Plan, request_: PlanRequest) -
     even = estimated(uniform_plan(plan, best), request_)
     assert even.stages != plan.stages and even.estimate and plan.estimate
     ratio = even.estimate.total_s / plan.estimate.total_s
-    assert why_not_uniform(request_, plan) == f"an even split at {bits_words(best)} takes {ratio:.2f}x as long"
+    assert why_not_uniform(request_, plan) == f"an even split at {bits_words(best)} would take {ratio:.2f}x as long"
 
 
 def test_what_it_lacks_is_named_for_each_choice(plan: Plan, request_: PlanRequest) -> None:
