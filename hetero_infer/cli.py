@@ -166,7 +166,7 @@ def _evaluate(args: argparse.Namespace) -> int:
 def _show(args: argparse.Namespace, facts: dict[str, Any], text: str) -> None:
     from hetero_infer.report import encodable
 
-    print(json.dumps(facts) if args.json else encodable(text, sys.stdout.encoding))
+    print(json.dumps(facts) if args.json else encodable(text, sys.stdout.encoding or "utf-8"))
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -73,7 +73,7 @@ def plan_table(plan: Plan) -> str:
         facts.insert(0, ("bits", "* counted by bits; the order of the layers is in plan.json"))
     if any(device.is_emulated for device in plan.devices):
         facts.append(
-            ("emulated", "the devices are cpu processes with a memory budget, slowed by sleeping where it is said")
+            ("emulated", "a cpu device is a process with a memory budget, a slowed one sleeps: no real device")
         )
     table = text_table([head, *rows], right=(0, 5, 6, 7))
     return "\n".join([table, "", *(labelled(label, text) for label, text in facts)])

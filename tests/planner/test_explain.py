@@ -239,6 +239,18 @@ def test_the_best_bits_everywhere_leave_nothing_to_want() -> None:
     assert sentences(explanation, "uniform") == ["this is the even split, at 8 bits"]
 
 
+def test_a_stage_with_nothing_but_the_embedding_idles_and_is_offered_the_first_layer() -> None:
+    request = request_of()
+    plan = plan_of(request, ((), (FOUR,) * 4))
+    explanation = explain(plan, request)
+    first, second = explanation.memory
+    change = first.one_more_layer
+    assert first.more_bits is None and first.idle_share == 1 and second.one_more_layer is None
+    assert change and (change.layer, change.choice) == (0, FOUR) and change.helps and change.fits
+    assert change.total_s == pytest.approx(total_s(applied(plan, change), request))
+    assert sentences(explanation, "idle")[0].startswith("a:0 idles most, 100% of the batch; layer 0 there would mean ")
+
+
 def test_a_plan_without_a_limit_is_told_that_it_states_none() -> None:
     request = request_of()
     for quality in (None, QualityPlan(math.inf, math.inf, 0.0, "nats per token")):
