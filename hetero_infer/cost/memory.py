@@ -13,7 +13,9 @@ from hetero_infer.spec.plan import Plan
 from hetero_infer.spec.workload import Workload
 
 ATTENTION_BLOCK_TOKENS = 256  # prefill attends in blocks of this many queries
-SCORE_BYTES = LOGIT_BYTES = DEQUANTISE_BYTES = 4  # float32, whatever the device computes in
+DEQUANTISE_BLOCK_WEIGHTS = 2**16  # weights are dequantised in blocks of so many, or of 32 input features
+BLOCK_BYTES = 12  # per weight of such a block: codes, zeros and scales on their way
+SCORE_BYTES = LOGIT_BYTES = 4  # float32, whatever the device computes in
 HIDDEN_ACTIVATIONS = 6  # hidden-sized tensors alive at once in a decoder layer
 MLP_ACTIVATIONS = 3  # gate, up and their product
 MESSAGE_BUFFERS = 4  # two to receive into, two to send from
@@ -101,10 +103,14 @@ def workspace_bytes(
 
 
 def dequantise_bytes(model: ModelSpec, element_bytes: int) -> int:
-    """The buffer that a stage with a quantised layer has: the largest Linear in float32 and in the device's type."""
-    return max(linear.out_features * linear.in_features for linear in model.linears.values()) * (
-        element_bytes + DEQUANTISE_BYTES
-    )
+    """What a stage with a quantised layer has besides: its largest Linear dequantised, and a block on its way there."""
+
+    def of(linear: Linear) -> int:
+        weights = linear.out_features * linear.in_features
+        block = min(max(DEQUANTISE_BLOCK_WEIGHTS, 32 * linear.out_features), weights)
+        return weights * element_bytes + block * BLOCK_BYTES
+
+    return max(map(of, model.linears.values()))
 
 
 def stage_memory(

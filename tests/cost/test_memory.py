@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from hetero_infer.cost.memory import (
+    ATTENTION_BLOCK_TOKENS,
+    DEQUANTISE_BLOCK_WEIGHTS,
     decoder_layer_bytes,
     end_layer_bytes,
     kv_cache_bytes,
@@ -14,6 +16,8 @@ from hetero_infer.cost.memory import (
     workspace_bytes,
 )
 from hetero_infer.models import layers_of
+from hetero_infer.models.attention import QUERY_BLOCK
+from hetero_infer.quant.linear import BLOCK_WEIGHTS
 from hetero_infer.spec import UNQUANTISED, Choice, ModelSpec, Workload
 from hetero_infer.spec.model import Linear
 from tests.llama import llama_spec
@@ -89,7 +93,7 @@ def test_the_workspace_is_that_of_the_larger_phase() -> None:
     assert of(3, 1, is_last=True, has_neighbours=False, dequantises=False) == prefill + 3 * 100 * 4
     messages = 4 * (3 * 50 * 64 * 4 + 256)  # a header for 6 sequences is 228 bytes, in blocks of 64
     assert of(3, 1, is_last=False, has_neighbours=True, dequantises=False) == prefill + messages
-    assert of(3, 1, is_last=False, has_neighbours=False, dequantises=True) == prefill + 96 * 64 * (4 + 4)
+    assert of(3, 1, is_last=False, has_neighbours=False, dequantises=True) == prefill + 96 * 64 * (4 + 12)
 
     long = Workload(6, 1, 400)  # decode's scores over 448 cached tokens outweigh a prompt of one token
     decode = 6 * (6 * 64 + 3 * 96) * 4 + 6 * 4 * 448 * 4 * 2
@@ -105,8 +109,12 @@ def test_a_stage_is_the_sum_of_its_layers_and_only_pays_for_dequantising_what_is
         MODEL, four, 4
     )
     assert plain.kv_cache == mixed.kv_cache == 2 * kv_cache_bytes(MODEL, WORKLOAD, 4)
-    assert mixed.workspace - plain.workspace == 96 * 64 * (4 + 4)
+    assert mixed.workspace - plain.workspace == 96 * 64 * (4 + 12)
     assert plain.total == plain.weights + plain.kv_cache + plain.workspace
+
+
+def test_the_blocks_are_those_of_the_runtime() -> None:
+    assert DEQUANTISE_BLOCK_WEIGHTS == BLOCK_WEIGHTS and ATTENTION_BLOCK_TOKENS == QUERY_BLOCK
 
 
 @pytest.mark.parametrize("element_bytes", [2, 4])
