@@ -10,7 +10,7 @@ from hetero_infer.cost.comm import activation_message_bytes
 from hetero_infer.spec.choice import Choice
 from hetero_infer.spec.model import ModelSpec
 from hetero_infer.spec.plan import Plan
-from hetero_infer.spec.workload import Workload
+from hetero_infer.spec.workload import Phase, Workload
 
 ATTENTION_BLOCK_TOKENS = 256  # prefill attends in blocks of this many queries
 SCORE_BYTES = LOGIT_BYTES = DEQUANTISE_BYTES = 4  # float32, whatever the device computes in
@@ -82,9 +82,12 @@ def workspace_bytes(
     """
     shared = _dequantise_bytes(model, element_bytes) if dequantises else 0
     if has_neighbours:
-        most_tokens = max(prefill_size * workload.prompt_tokens, decode_size)
-        shared += MESSAGE_BUFFERS * activation_message_bytes(
-            most_tokens, model.hidden_size, element_bytes, workload.batch_size
+        shared += MESSAGE_BUFFERS * max(
+            activation_message_bytes(phase, sequences, sequences * tokens, model.hidden_size, element_bytes)
+            for phase, sequences, tokens in (
+                (Phase.PREFILL, prefill_size, workload.prompt_tokens),
+                (Phase.DECODE, decode_size, 1),
+            )
         )
     phases = (
         (prefill_size, workload.prompt_tokens, _prefill_score_bytes(model, workload)),
