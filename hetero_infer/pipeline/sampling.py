@@ -96,9 +96,13 @@ def warped(logits: torch.Tensor, sampling: Sampling) -> torch.Tensor:
     if 0 < sampling.top_k < len(scores):
         scores[scores < scores.topk(sampling.top_k).values[-1]] = -math.inf
     if sampling.top_p < 1:
-        probabilities, order = torch.softmax(scores, dim=-1).sort(descending=True, stable=True)
+        probabilities = torch.softmax(scores, dim=-1)
+        # All that are less likely than this hold less than 1 - top_p together; to sort them, too, would take long.
+        scores[probabilities < (1 - sampling.top_p) / len(scores) / 2] = -math.inf
+        kept = _allowed(scores)
+        probabilities, order = probabilities[kept].sort(descending=True, stable=True)
         before = probabilities.cumsum(0) - probabilities
-        scores[order[1:][before[1:] >= sampling.top_p]] = -math.inf
+        scores[kept[order[1:][before[1:] >= sampling.top_p]]] = -math.inf
     if sampling.min_p > 0:
         scores[scores < math.log(sampling.min_p)] = -math.inf  # the likeliest has 0
     return scores
@@ -107,10 +111,15 @@ def warped(logits: torch.Tensor, sampling: Sampling) -> torch.Tensor:
 def _choose(logits: torch.Tensor, sampling: Sampling, position: int) -> int:
     if sampling.temperature == 0:
         return int(logits.argmax())
-    probabilities, order = torch.softmax(warped(logits, sampling), dim=-1).sort(descending=True, stable=True)
-    cumulative = probabilities.cumsum(0)
+    scores = warped(logits, sampling)
+    kept = _allowed(scores)
+    cumulative = torch.softmax(scores[kept], dim=-1).cumsum(0)
     point = _uniform(sampling.seed, position) * cumulative[-1]
-    return int(order[torch.searchsorted(cumulative, point, right=True).clamp(max=len(order) - 1)])
+    return int(kept[torch.searchsorted(cumulative, point, right=True).clamp(max=len(kept) - 1)])
+
+
+def _allowed(scores: torch.Tensor) -> torch.Tensor:
+    return scores.isfinite().nonzero().squeeze(-1)
 
 
 def _uniform(seed: int, position: int) -> float:
@@ -122,5 +131,5 @@ def _uniform(seed: int, position: int) -> float:
 def _logprobs(logits: torch.Tensor, token: int, count: int) -> tuple[tuple[int, float], ...]:
     """Of the model's own distribution, before penalties and temperature."""
     logprobs = torch.log_softmax(logits, dim=-1)
-    likeliest = logprobs.sort(descending=True, stable=True).indices[:count].tolist()
+    likeliest = logprobs.topk(min(count, len(logprobs))).indices.tolist()
     return tuple((one, float(logprobs[one])) for one in (token, *likeliest))

@@ -72,8 +72,8 @@ def test_a_token_does_not_depend_on_its_row_or_on_the_others() -> None:
 
 def test_seeds_and_positions_give_other_tokens() -> None:
     logits = random_logits(1).expand(50, -1)
-    of_seeds = sample(logits, [Sampling(1.5, 1.0, seed) for seed in range(50)], [3] * 50)
-    of_positions = sample(logits, [Sampling(1.5, 1.0, 3)] * 50, range(50))
+    of_seeds = sample(logits, [Sampling(3.0, 1.0, seed) for seed in range(50)], [3] * 50)
+    of_positions = sample(logits, [Sampling(3.0, 1.0, 3)] * 50, range(50))
     assert len(set(of_seeds)) > 10 and len(set(of_positions)) > 10
     assert of_seeds != of_positions
 
