@@ -23,6 +23,7 @@ ANCHOR = "a"  # some tokenizers drop the space of a text's first token
 class Tokenizer:
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
+        self._num_ids = max(tokenizer.get_vocab().values(), default=-1) + 1  # a model may have more than its tokenizer
         self._anchor = self.encode(ANCHOR, is_complete=True)[-1:]
 
     @classmethod
@@ -61,7 +62,7 @@ class Tokenizer:
 
     def decode(self, tokens: Sequence[int], skip_special_tokens: bool = True) -> str:
         return self._tokenizer.decode(
-            tokens,
+            [token for token in tokens if token < self._num_ids],
             skip_special_tokens=skip_special_tokens,
             clean_up_tokenization_spaces=False,
             spaces_between_special_tokens=False,

@@ -87,6 +87,13 @@ def test_the_texts_of_tokens_make_the_text(folder: str, request: pytest.FixtureR
     assert None in map(tokenizer.text_of_token, tokenizer.encode("😀"))
 
 
+@pytest.mark.parametrize("folder", ["demo", "sentencepiece_folder", "vocabulary_folder"])
+def test_an_id_that_only_the_model_has_is_no_text(folder: str, request: pytest.FixtureRequest) -> None:
+    tokenizer = Tokenizer.from_folder(DEMO_MODEL if folder == "demo" else request.getfixturevalue(folder))
+    tokens = tokenizer.encode("Once", is_complete=True)
+    assert tokenizer.decode([*tokens, 2**20]) == tokenizer.decode(tokens)
+
+
 @pytest.mark.parametrize("where", ["tokenizer_config.json", "chat_template.jinja"])
 def test_a_chat_template_stands_in_the_config_or_in_a_file_of_its_own(where: str, tmp_path: Path) -> None:
     shutil.copy(DEMO_MODEL / "tokenizer.json", tmp_path)
