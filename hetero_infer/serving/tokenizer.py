@@ -25,6 +25,7 @@ class Tokenizer:
         self._tokenizer = tokenizer
         self._num_ids = max(tokenizer.get_vocab().values(), default=-1) + 1  # a model may have more than its tokenizer
         self._anchor = self.encode(ANCHOR, is_complete=True)[-1:]
+        self._text_of_anchor = self.decode(self._anchor, skip_special_tokens=False)
 
     @classmethod
     def from_folder(cls, folder: Path) -> "Tokenizer | None":
@@ -70,8 +71,7 @@ class Tokenizer:
 
     def text_of_token(self, token: int) -> str | None:
         """Inside of a text; None for a part of a character."""
-        before = self.decode(self._anchor, skip_special_tokens=False)
-        text = self.decode([*self._anchor, token], skip_special_tokens=False)[len(before) :]
+        text = self.decode([*self._anchor, token], skip_special_tokens=False)[len(self._text_of_anchor) :]
         return None if NO_CHARACTER in text else text
 
     def apply_chat_template(self, messages: Sequence[Mapping[str, Any]]) -> str:
