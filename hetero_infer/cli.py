@@ -40,14 +40,14 @@ def _measure(args: argparse.Namespace) -> int:
 
 
 def _sensitivity(args: argparse.Namespace) -> int:
+    from hetero_infer import prepare
     from hetero_infer.checkpoint.model_folder import ModelFolder
-    from hetero_infer.checkpoint.text import CalibrationWindows
     from hetero_infer.measure.indicator import measure_sensitivity
     from hetero_infer.report import text_table
 
     config = RunConfig.load(args.config)
     folder = ModelFolder(config.model)
-    windows = CalibrationWindows.from_text(folder, config.calibration)
+    windows = prepare.calibration_windows(folder, config)
     table = measure_sensitivity(folder, config.choices, windows, args.method)
     path = args.output or config.sensitivity
     table.save(path)

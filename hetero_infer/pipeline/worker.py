@@ -10,7 +10,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from hetero_infer.spec import HeteroInferError, InputError, Plan, RunConfig
+from hetero_infer.spec import HeteroInferError, Plan, RunConfig
 from hetero_infer.spec.sampling import Sampling
 from hetero_infer.supervisor.channel import WorkerChannel
 
@@ -45,14 +45,9 @@ def _work(channel: WorkerChannel, plan: Plan, config: RunConfig, stage: int) -> 
     from hetero_infer.checkpoint.shards import ShardStore
     from hetero_infer.pipeline.stage import build_engine
 
-    folder = ModelFolder(config.model)
-    if folder.digest != plan.model["digest"]:
-        raise InputError(
-            f"the plan is for the model {plan.model['digest']} ({plan.model['path']}), and {config.model} is "
-            f"{folder.digest}; plan again"
-        )
+    folder = ModelFolder(config.model)  # its digest was compared with the plan's when this host quantised
     is_quantised = any(choice.is_quantised for choice in plan.stages[stage].layers)
-    shards = ShardStore.of_model(config.checkpoint, folder.digest) if is_quantised else None
+    shards = ShardStore.of_model(config.checkpoint, plan.model["digest"]) if is_quantised else None
     engine = build_engine(plan, stage, folder, shards, runtime)
     if stage > 0:
         engine.follow()

@@ -1,12 +1,10 @@
 """`ServedModel`: what a request is checked against and turned into text with."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from hetero_infer.serving.tokenizer import Tokenizer
-from hetero_infer.spec import InputError, ModelSpec, Plan
-from hetero_infer.spec.files import read_text
+from hetero_infer.spec import ModelSpec, Plan
 
 
 @dataclass(frozen=True)
@@ -28,7 +26,7 @@ class ServedModel:
         return cls(
             name=folder.resolve().name,
             vocab_size=spec.vocab_size,
-            stop_ids=_stop_ids(folder, spec),
+            stop_ids=spec.eos_token_ids,
             prompt_tokens=plan.workload.prompt_tokens,
             cache_tokens=plan.workload.cache_tokens,
             tokenizer=Tokenizer.from_folder(folder),
@@ -46,19 +44,3 @@ class ServedModel:
         """Its text where it has one of its own."""
         text = self.text_of_token(token)
         return f"token_id:{token}" if text is None else text
-
-
-def _stop_ids(folder: Path, spec: ModelSpec) -> tuple[int, ...]:
-    """Those of ``generation_config.json`` where it has some, as in transformers: a chat's turn may end with another
-    token than a text."""
-    path = folder / "generation_config.json"
-    if not path.exists():
-        return spec.eos_token_ids
-    try:
-        found = json.loads(read_text(path, "generation config")).get("eos_token_id")
-    except (ValueError, AttributeError) as error:
-        raise InputError(f"generation config {path}: not a JSON object ({error})") from error
-    ids = found if isinstance(found, list) else [] if found is None else [found]
-    if any(type(token) is not int for token in ids):
-        raise InputError(f"generation config {path}: eos_token_id = {found!r}, must be a token id or a list of them")
-    return tuple(ids) or spec.eos_token_ids
