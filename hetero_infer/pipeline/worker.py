@@ -36,7 +36,7 @@ def main() -> int:
 
 
 def _work(channel: WorkerChannel, plan: Plan, config: RunConfig, stage: int) -> None:
-    from hetero_infer.pipeline.device import join_process_group
+    from hetero_infer.pipeline.device import PeakMemory, join_process_group
 
     runtime = join_process_group(plan.device_of(stage))
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
@@ -48,19 +48,26 @@ def _work(channel: WorkerChannel, plan: Plan, config: RunConfig, stage: int) -> 
     folder = ModelFolder(config.model)  # its digest was compared with the plan's when this host quantised
     is_quantised = any(choice.is_quantised for choice in plan.stages[stage].layers)
     shards = ShardStore.of_model(config.checkpoint, plan.model["digest"]) if is_quantised else None
+    peak_memory = PeakMemory(runtime.device)
     engine = build_engine(plan, stage, folder, shards, runtime)
-    if stage > 0:
-        engine.follow()
-        channel.send({"event": "ready"})
-        while engine.follow():
-            pass
-        return
+    (_lead if stage == 0 else _follow)(channel, engine, plan)
+    channel.send({"event": "peak_memory", "num_bytes": peak_memory.num_bytes})
+
+
+def _lead(channel: WorkerChannel, engine: Any, plan: Plan) -> None:
     engine.generate(_warm_up_batch(plan))
     channel.send({"event": "ready"})
     while (command := channel.receive())["command"] != "shutdown":
         if command["command"] == "generate":  # a cancellation that comes late has nothing left to cancel
             _generate(channel, engine, command["requests"])
     engine.shut_down()
+
+
+def _follow(channel: WorkerChannel, engine: Any, plan: Plan) -> None:
+    engine.follow()  # the warm-up batch
+    channel.send({"event": "ready"})
+    while engine.follow():
+        pass
 
 
 def _warm_up_batch(plan: Plan) -> list[Any]:
