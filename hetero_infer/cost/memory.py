@@ -10,7 +10,7 @@ from hetero_infer.cost.comm import activation_message_bytes
 from hetero_infer.spec.choice import Choice
 from hetero_infer.spec.model import Linear, ModelSpec
 from hetero_infer.spec.plan import Plan
-from hetero_infer.spec.workload import Workload
+from hetero_infer.spec.workload import Phase, Workload
 
 ATTENTION_BLOCK_TOKENS = 256  # prefill attends in blocks of this many queries
 DEQUANTISE_BLOCK_WEIGHTS = 2**16  # weights are dequantised in blocks of so many, or of 32 input features
@@ -86,9 +86,12 @@ def workspace_bytes(
     """
     shared = dequantise_bytes(model, element_bytes) if dequantises else 0
     if has_neighbours:
-        most_tokens = max(prefill_size * workload.prompt_tokens, decode_size)
-        shared += MESSAGE_BUFFERS * activation_message_bytes(
-            most_tokens, model.hidden_size, element_bytes, workload.batch_size
+        shared += MESSAGE_BUFFERS * max(
+            activation_message_bytes(phase, sequences, sequences * tokens, model.hidden_size, element_bytes)
+            for phase, sequences, tokens in (
+                (Phase.PREFILL, prefill_size, workload.prompt_tokens),
+                (Phase.DECODE, decode_size, 1),
+            )
         )
     phases = (
         (prefill_size, workload.prompt_tokens, _prefill_score_bytes(model, workload)),

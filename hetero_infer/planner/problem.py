@@ -144,7 +144,7 @@ def build_problem(request: PlanRequest, prefill_size: int, decode_size: int) -> 
             phase: tuple(
                 link(source, target).seconds(
                     activation_message_bytes(
-                        tokens[phase], request.model.hidden_size, source.element_bytes, workload.batch_size
+                        phase, size[phase], tokens[phase], request.model.hidden_size, source.element_bytes
                     )
                 )
                 for source, target in itertools.pairwise(devices)

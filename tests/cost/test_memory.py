@@ -91,7 +91,7 @@ def test_the_workspace_is_that_of_the_larger_phase() -> None:
     prefill = 3 * 50 * (6 * 64 + 3 * 96) * 4 + 4 * 50 * 50 * 4 * 2
     assert of(3, 1, is_last=False, has_neighbours=False, dequantises=False) == prefill
     assert of(3, 1, is_last=True, has_neighbours=False, dequantises=False) == prefill + 3 * 100 * 4
-    messages = 4 * (3 * 50 * 64 * 4 + 256)  # a header for 6 sequences is 228 bytes, in blocks of 64
+    messages = 4 * (3 * 50 * 64 * 4 + 896)  # the header of 3 prompts of 50 tokens is 840 bytes, in blocks of 64
     assert of(3, 1, is_last=False, has_neighbours=True, dequantises=False) == prefill + messages
     assert of(3, 1, is_last=False, has_neighbours=False, dequantises=True) == prefill + 96 * 64 * (4 + 12)
 

@@ -183,14 +183,14 @@ def _stage_seconds(request: PlanRequest, prefill_size: int, decode_size: int):  
 def _closed_form(request: PlanRequest, prefill_size: int, decode_size: int, costs: list[tuple[float, float]]) -> float:
     workload, devices, link = request.workload, request.cluster.devices, request.cluster.link
     total = 0.0
-    header = -(-(12 + 36 * workload.batch_size) // 64) * 64
     for phase, size in enumerate((prefill_size, decode_size)):
         tokens = size * (1 if phase else workload.prompt_tokens)
+        header = -(-(12 + 12 * size + (0 if phase else 64 * size + 4 * tokens)) // 64) * 64
         sends = [
             link(a, b).seconds(tokens * request.model.hidden_size * a.element_bytes + header)
             for a, b in itertools.pairwise(devices)
         ]
-        back = link(devices[-1], devices[0]).seconds(8 * size + 24) if sends else 0.0
+        back = link(devices[-1], devices[0]).seconds(8 * size + 32) if sends else 0.0
         stations = [*(cost[phase] for cost in costs), *sends, back]
         count = math.ceil(workload.batch_size / size)
         drained = sum(stations) + (count - 1) * max(stations)
