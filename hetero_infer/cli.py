@@ -83,13 +83,31 @@ def _sensitivity(args: argparse.Namespace) -> int:
 def _plan(args: argparse.Namespace) -> int:
     from hetero_infer import prepare
     from hetero_infer.planner.uniform import why_not_uniform
-    from hetero_infer.report import plan_table
+    from hetero_infer.report import labelled, plan_table
 
     config = RunConfig.load(args.config)
     request = prepare.request_for(config)
     plan = prepare.plan_for(config, request, args.output or config.plan)
     why = why_not_uniform(request, plan)
-    _show(args, plan.to_json() | {"why_not_uniform": why}, f"{plan_table(plan)}\nwhy not uniform: {why}")
+    _show(args, plan.to_json() | {"why_not_uniform": why}, f"{plan_table(plan)}\n{labelled('uniform', why)}")
+    return 0
+
+
+def _explain(args: argparse.Namespace) -> int:
+    from hetero_infer import prepare
+    from hetero_infer.planner.check import check_plan
+    from hetero_infer.planner.explain import explain
+    from hetero_infer.report import explanation_text
+
+    config = RunConfig.load(args.config)
+    plan = Plan.load(args.plan)
+    request = prepare.request_for(config)
+    violations = check_plan(plan, request.model, request.sensitivity)
+    if violations:
+        _show(args, {"violations": violations}, "\n".join(violations))
+        return 3
+    explanation = explain(plan, request)
+    _show(args, {"violations": [], **explanation.to_json()}, explanation_text(plan, explanation))
     return 0
 
 
@@ -183,7 +201,9 @@ def _evaluate(args: argparse.Namespace) -> int:
 
 
 def _show(args: argparse.Namespace, facts: dict[str, Any], text: str) -> None:
-    print(json.dumps(facts) if args.json else text)
+    from hetero_infer.report import encodable
+
+    print(json.dumps(facts) if args.json else encodable(text, sys.stdout.encoding or "utf-8"))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -206,6 +226,8 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("-o", "--output", type=Path, help="sensitivity.json (default: as the config says)")
     sub = verb("plan", _plan, "the plan; measures first what it lacks")
     sub.add_argument("-o", "--output", type=Path, help="plan.json (default: as the config says)")
+    sub = verb("explain", _explain, "which limit binds in a plan, what each device idles, what more would give")
+    sub.add_argument("plan", type=Path)
     sub = verb("check", _check, "check a plan again, also one edited by hand")
     sub.add_argument("plan", type=Path)
     sub = verb("simulate", _simulate, "run a plan's schedules event by event, without a model")

@@ -43,7 +43,8 @@ HOMES = {
     "scipy": ("planner/",),
     "auto_gptq": ("quant/gptq.py",),
     "safetensors": ("checkpoint/",),
-    "tokenizers": ("checkpoint/text.py", "serving/tokenizer.py"),
+    "tokenizers": ("checkpoint/text.py",),
+    "transformers": ("serving/tokenizer.py",),
     "tqdm": ("checkpoint/", "measure/", "serving/progress.py"),
     "starlette": ("serving/http.py",),
     "uvicorn": ("serving/http.py",),
@@ -188,7 +189,11 @@ def loaded_by(statements: Iterable[str]) -> set[str]:
             {"torch", "deepspeed"},
             {"auto_gptq", "transformers", "pyomo", "highspy"},
         ),
-        (("planner.search", "planner.check", "cost.latency"), {"pyomo"}, {"torch", "deepspeed", "transformers"}),
+        (
+            ("planner.search", "planner.check", "planner.explain", "cost.latency"),
+            {"pyomo"},
+            {"torch", "deepspeed", "transformers"},
+        ),
         (("supervisor.supervise", "serving.http", "serving.batch_file"), {"uvicorn"}, {"torch", "pyomo", "deepspeed"}),
         (("cli", "prepare"), {"argparse"}, {"torch", "pyomo", "deepspeed", "uvicorn"}),
     ],
@@ -198,3 +203,18 @@ def test_an_import_takes_with_it_only_what_it_needs(modules: tuple[str, ...], pr
     loaded = loaded_by(f"import hetero_infer.{module}" for module in modules)
     assert present <= loaded
     assert not absent & loaded
+
+
+@pytest.mark.processes
+def test_a_tokenizer_comes_without_torch() -> None:
+    loaded = loaded_by(
+        [
+            "from hetero_infer.serving.tokenizer import Tokenizer",
+            "from hetero_infer.spec.config import DEMO_MODEL",
+            "tokenizer = Tokenizer.from_folder(DEMO_MODEL)",
+            "tokenizer._tokenizer.chat_template = '{{ messages }}'",
+            "tokenizer.apply_chat_template([{'role': 'user', 'content': tokenizer.decode(tokenizer.encode('a'))}])",
+        ]
+    )
+    assert {"transformers", "jinja2"} <= loaded
+    assert not {"torch", "tensorflow", "flax"} & loaded

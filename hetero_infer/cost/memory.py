@@ -10,10 +10,12 @@ from hetero_infer.cost.comm import activation_message_bytes
 from hetero_infer.spec.choice import Choice
 from hetero_infer.spec.model import Linear, ModelSpec
 from hetero_infer.spec.plan import Plan
-from hetero_infer.spec.workload import Workload
+from hetero_infer.spec.workload import Phase, Workload
 
 ATTENTION_BLOCK_TOKENS = 256  # prefill attends in blocks of this many queries
-SCORE_BYTES = LOGIT_BYTES = DEQUANTISE_BYTES = 4  # float32, whatever the device computes in
+DEQUANTISE_BLOCK_WEIGHTS = 2**16  # weights are dequantised in blocks of so many, or of 32 input features
+BLOCK_BYTES = 12  # per weight of such a block: codes, zeros and scales on their way
+SCORE_BYTES = LOGIT_BYTES = 4  # float32, whatever the device computes in
 HIDDEN_ACTIVATIONS = 6  # hidden-sized tensors alive at once in a decoder layer
 MLP_ACTIVATIONS = 3  # gate, up and their product
 MESSAGE_BUFFERS = 4  # two to receive into, two to send from
@@ -82,11 +84,14 @@ def workspace_bytes(
     `prefill_size` and `decode_size` are sequences per micro-batch (η, ξ); `dequantises` says whether the stage has
     a quantised layer, whose largest Linear is unpacked into a buffer.
     """
-    shared = _dequantise_bytes(model, element_bytes) if dequantises else 0
+    shared = dequantise_bytes(model, element_bytes) if dequantises else 0
     if has_neighbours:
-        most_tokens = max(prefill_size * workload.prompt_tokens, decode_size)
-        shared += MESSAGE_BUFFERS * activation_message_bytes(
-            most_tokens, model.hidden_size, element_bytes, workload.batch_size
+        shared += MESSAGE_BUFFERS * max(
+            activation_message_bytes(phase, sequences, sequences * tokens, model.hidden_size, element_bytes)
+            for phase, sequences, tokens in (
+                (Phase.PREFILL, prefill_size, workload.prompt_tokens),
+                (Phase.DECODE, decode_size, 1),
+            )
         )
     phases = (
         (prefill_size, workload.prompt_tokens, _prefill_score_bytes(model, workload)),
@@ -98,6 +103,17 @@ def workspace_bytes(
         + (sequences * model.vocab_size * LOGIT_BYTES if is_last else 0)
         for sequences, tokens, scores in phases
     )
+
+
+def dequantise_bytes(model: ModelSpec, element_bytes: int) -> int:
+    """What a stage with a quantised layer has besides: its largest Linear dequantised, and a block on its way there."""
+
+    def of(linear: Linear) -> int:
+        weights = linear.out_features * linear.in_features
+        block = min(max(DEQUANTISE_BLOCK_WEIGHTS, 32 * linear.out_features), weights)
+        return weights * element_bytes + block * BLOCK_BYTES
+
+    return max(map(of, model.linears.values()))
 
 
 def stage_memory(
@@ -163,10 +179,3 @@ def _prefill_score_bytes(model: ModelSpec, workload: Workload) -> int:
 
 def _decode_score_bytes(model: ModelSpec, workload: Workload, sequences: int) -> int:
     return sequences * model.num_attention_heads * workload.slot_tokens * SCORE_BYTES * 2
-
-
-def _dequantise_bytes(model: ModelSpec, element_bytes: int) -> int:
-    """The largest Linear in float32 and in the device's type."""
-    return max(linear.out_features * linear.in_features for linear in model.linears.values()) * (
-        element_bytes + DEQUANTISE_BYTES
-    )

@@ -26,11 +26,11 @@ ACTIVATIONS = {
 class Embedding(nn.Module):
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
-        self.embed_tokens = nn.Embedding(spec.vocab_size, spec.embedding_size)
+        self.embed_tokens = _table(spec.vocab_size, spec.embedding_size)
         if spec.has("project_in"):
             self.project_in = nn.Linear(spec.embedding_size, spec.hidden_size, bias=False)
         if spec.has("embed_positions"):
-            self.embed_positions = nn.Embedding(spec.num_positions, spec.hidden_size)
+            self.embed_positions = _table(spec.num_positions, spec.hidden_size)
             self.offset = spec.positions.offset
         if spec.has("embed_norm"):
             self.embed_norm = norm_for(spec, spec.hidden_size)
@@ -137,6 +137,11 @@ class MLP(nn.Module):
         if self.is_gated:
             return self.down_proj(self.activation(self.gate_proj(x)) * self.up_proj(x))
         return self.down_proj(self.activation(self.up_proj(x)))
+
+
+def _table(rows: int, size: int) -> nn.Embedding:
+    """Without initial values: drawing them on the meta device makes torch import its compiler, which is 70 MiB."""
+    return nn.Embedding.from_pretrained(torch.empty(rows, size))
 
 
 class RMSNorm(nn.Module):

@@ -14,7 +14,7 @@ from hetero_infer.pipeline.generation import GenerationBatch, Sequence
 from hetero_infer.pipeline.message import Message, MessageFormat
 from hetero_infer.pipeline.module import PlannedPipelineModule
 from hetero_infer.pipeline.pace import Pace
-from hetero_infer.pipeline.sampling import sample
+from hetero_infer.pipeline.sampling import Sampled, Sampler
 from hetero_infer.pipeline.schedules import DecodeSchedule, PrefillSchedule
 from hetero_infer.pipeline.transport import ActivationChannel, TokenRing
 from hetero_infer.spec import Phase
@@ -54,11 +54,12 @@ class HeteroPipelineEngine(PipelineEngine):
         self.prefill_micro_batch_size = prefill_micro_batch_size
         self.decode_micro_batch_size = decode_micro_batch_size
         self.channel = ActivationChannel(format, self.stage_id, self.num_stages, self.device)
-        self.ring = TokenRing(self.stage_id, self.num_stages, format.max_sequences)
+        self.ring = TokenRing(self.stage_id, self.num_stages, max(format.max_sequences.values()))
+        self.sampler = Sampler()  # of the last stage
         self.pace = Pace(slowdown)
         self.batch: GenerationBatch | None = None  # of the first stage
         self.message: Message | None = None  # what this stage works on
-        self.tokens: list[int] = []  # what the last stage sampled
+        self.sampled: list[Sampled] = []  # by the last stage
         self.retired: set[int] = set()
         self.prefill_ended_s = 0.0
 
@@ -128,12 +129,10 @@ class HeteroPipelineEngine(PipelineEngine):
         self.channel.send(self.message)
 
     def _exec_sample_tokens(self, phase: Phase, micro_batch: int) -> None:
-        batch = self.message.batch
-        positions = [past + new for past, new in zip(batch.past_tokens, batch.new_tokens, strict=True)]
-        self.tokens = [] if self.message.retires else sample(self.message.rows, self.message.samplings, positions)
+        self.sampled = [] if self.message.retires else self.sampler.sample(self.message)
 
     def _exec_send_tokens(self, phase: Phase, micro_batch: int) -> None:
-        self.ring.send(phase, micro_batch, self.tokens)
+        self.ring.send(phase, micro_batch, self.sampled)
 
     def _exec_recv_tokens(self, phase: Phase, micro_batch: int) -> None:
         self.batch.extend(phase, micro_batch, self.ring.receive(phase, micro_batch))

@@ -1,20 +1,21 @@
 """`GenerationBatch`: the sequences of a batch as the first stage knows them. The other stages know only messages."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
 from hetero_infer.models import MicroBatch
-from hetero_infer.pipeline.message import Message
-from hetero_infer.pipeline.sampling import Sampling
+from hetero_infer.pipeline.message import TOKEN_ID, Message
+from hetero_infer.pipeline.sampling import Sampled
 from hetero_infer.spec import Phase
 from hetero_infer.spec.plan import micro_batch_ranges
+from hetero_infer.spec.sampling import Sampling
 
 
 @dataclass
 class Sequence:
-    """One request on its way: its prompt, how it is sampled, and the tokens it has so far."""
+    """One request on its way: its prompt, how it is sampled, and the tokens it has so far. `sampled` is the newest."""
 
     request: str
     prompt: tuple[int, ...]
@@ -22,10 +23,18 @@ class Sequence:
     sampling: Sampling = field(default_factory=Sampling)
     stop_ids: frozenset[int] = frozenset()
     tokens: list[int] = field(default_factory=list)
+    sampled: Sampled | None = None
+    is_cancelled: bool = False
+
+    def extend(self, sampled: Sampled) -> None:
+        self.sampled = sampled
+        self.tokens.append(sampled.token)
 
     @property
     def finish_reason(self) -> str | None:
         """``"stop"`` after one of `stop_ids`, ``"length"`` after `max_tokens` tokens, None before."""
+        if self.is_cancelled:
+            return "cancelled"
         if self.tokens and self.tokens[-1] in self.stop_ids:
             return "stop"
         return "length" if len(self.tokens) >= self.max_tokens else None
@@ -65,11 +74,12 @@ class GenerationBatch:
         rows = [(self.sequences[slot].tokens[-1],) for slot in slots]
         return self._message(Phase.DECODE, index, slots, past, rows)
 
-    def extend(self, phase: Phase, index: int, tokens: list[int]) -> None:
-        """Give the sequences of a returned micro-batch their tokens."""
-        for sequence, token in zip(self._on_their_way.pop((phase, index)), tokens, strict=True):
-            sequence.tokens.append(token)
-            self.on_token(sequence)
+    def extend(self, phase: Phase, index: int, sampled: list[Sampled]) -> None:
+        """Give the sequences of a returned micro-batch their tokens; one that was cancelled meanwhile wants none."""
+        for sequence, choice in zip(self._on_their_way.pop((phase, index)), sampled, strict=True):
+            if not sequence.is_cancelled:
+                sequence.extend(choice)
+                self.on_token(sequence)
 
     def _message(
         self, phase: Phase, index: int, slots: list[int], past: list[int], rows: list[tuple[int, ...]]
@@ -77,5 +87,9 @@ class GenerationBatch:
         sequences = [self.sequences[slot] for slot in slots]
         self._on_their_way[phase, index] = sequences
         batch = MicroBatch(phase, tuple(slots), tuple(past), tuple(map(len, rows)), self.device)
-        token_ids = torch.tensor([token for row in rows for token in row], dtype=torch.int64, device=self.device)
-        return Message(index, batch, tuple(sequence.sampling for sequence in sequences), token_ids)
+        token_ids = torch.tensor([token for row in rows for token in row], dtype=torch.int64)
+        message = Message(index, batch, token_ids.to(self.device))
+        if phase is Phase.DECODE:
+            return message
+        samplings = tuple(sequence.sampling for sequence in sequences)
+        return replace(message, samplings=samplings, token_ids=token_ids.to(TOKEN_ID))

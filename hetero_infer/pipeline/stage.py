@@ -47,7 +47,7 @@ def build_engine(
             f"{device.memory_bytes / MIB:.1f}; give it fewer layers or bits, lower batch_size, or raise its memory"
         )
     format = MessageFormat(
-        max_sequences=plan.workload.batch_size,
+        max_sequences={Phase.PREFILL: plan.prefill_micro_batch_size, Phase.DECODE: plan.decode_micro_batch_size},
         max_rows={
             Phase.PREFILL: plan.prefill_micro_batch_size * plan.workload.prompt_tokens,
             Phase.DECODE: plan.decode_micro_batch_size,

@@ -1,15 +1,21 @@
 """Bytes between stages: activations forward, tokens back, and the announcement of what comes next."""
 
+import itertools
 from collections import deque
+from collections.abc import Iterator
 
 import torch
 import torch.distributed
 
 from hetero_infer.models import MicroBatch
 from hetero_infer.pipeline.message import Message, MessageFormat
+from hetero_infer.pipeline.sampling import Sampled
 from hetero_infer.spec import Phase
+from hetero_infer.spec.sampling import MOST_LOGPROBS
 
 BUFFERS = 2  # per direction: one on its way while the other is worked on
+TOKEN_HEADER = 4  # numbers before the tokens: is decode, micro-batch, tokens, numbers after the tokens
+MOST_LOGPROB_NUMBERS = 1 + 2 * (1 + MOST_LOGPROBS)  # of a token: how many pairs, and the pairs
 
 
 class ActivationChannel:
@@ -67,7 +73,7 @@ class ActivationChannel:
     def close(self) -> None:
         """Use up the receive that is posted ahead, with an empty message, and see every send through."""
         if self._sending and not self.sizes_are_fixed:
-            self.send(Message(0, MicroBatch(Phase.PREFILL, (), (), ()), (), torch.empty(0)))
+            self.send(Message(0, MicroBatch(Phase.PREFILL, (), (), ()), torch.empty(0)))
         for work, _ in (*self._incoming, *self._sending):
             work.wait()
 
@@ -86,25 +92,26 @@ class TokenRing:
         self._sending: deque[tuple[torch.distributed.Work, torch.Tensor]] = deque()
         self._local: deque[torch.Tensor] = deque()  # of a pipeline of one stage
 
-    def send(self, phase: Phase, micro_batch: int, tokens: list[int]) -> None:
+    def send(self, phase: Phase, micro_batch: int, sampled: list[Sampled]) -> None:
         while self._sending and self._sending[0][0].is_completed():
             self._sending.popleft()
-        content = torch.tensor([phase is Phase.DECODE, micro_batch, len(tokens), *tokens], dtype=torch.int64)
+        content = pack_tokens(phase, micro_batch, sampled)
         if self.num_stages == 1:
             self._local.append(content)
         else:
             self._sending.append((torch.distributed.isend(content, 0, group=self.group), content))
 
-    def receive(self, phase: Phase, micro_batch: int) -> list[int]:
-        content = torch.empty(3 + self.max_sequences, dtype=torch.int64)
+    def receive(self, phase: Phase, micro_batch: int) -> list[Sampled]:
+        most_numbers = TOKEN_HEADER + self.max_sequences * (1 + MOST_LOGPROB_NUMBERS)
+        content = torch.empty(most_numbers, dtype=torch.int64)
         if self.num_stages == 1:
             content = self._local.popleft()
         else:
             torch.distributed.recv(content, self.num_stages - 1, group=self.group)
-        is_decode, index, count, *tokens = content.tolist()
-        if (bool(is_decode), index) != (phase is Phase.DECODE, micro_batch):
-            raise RuntimeError(f"awaited tokens of {phase.value} micro-batch {micro_batch}, got those of {index}")
-        return tokens[:count]
+        got_phase, index, sampled = unpack_tokens(content)
+        if (got_phase, index) != (phase, micro_batch):
+            raise RuntimeError(f"awaited tokens of {phase} {micro_batch} and received those of {got_phase} {index}")
+        return sampled
 
     def announce(self, *numbers: int) -> None:
         """First stage: tell every stage what comes next."""
@@ -114,3 +121,30 @@ class TokenRing:
         numbers = torch.empty(count, dtype=torch.int64)
         torch.distributed.broadcast(numbers, 0, group=self.group)
         return numbers.tolist()
+
+
+def pack_tokens(phase: Phase, micro_batch: int, sampled: list[Sampled]) -> torch.Tensor:
+    """int64: a header, the tokens, and if one has log-probabilities, per token how many pairs and these, in float64."""
+    numbers: list[float] = []
+    if any(choice.logprobs for choice in sampled):
+        for choice in sampled:
+            pairs = choice.logprobs or ()
+            numbers += [len(pairs), *itertools.chain(*pairs)]
+    tokens = [choice.token for choice in sampled]
+    head = torch.tensor([phase is Phase.DECODE, micro_batch, len(tokens), len(numbers), *tokens], dtype=torch.int64)
+    return torch.cat([head, torch.tensor(numbers, dtype=torch.float64).view(torch.int64)])
+
+
+def unpack_tokens(content: torch.Tensor) -> tuple[Phase, int, list[Sampled]]:
+    """Phase, micro-batch and tokens from the start of `content`."""
+    is_decode, micro_batch, num_tokens, num_numbers = content[:TOKEN_HEADER].tolist()
+    tokens_end = TOKEN_HEADER + num_tokens
+    tokens = content[TOKEN_HEADER:tokens_end].tolist()
+    numbers = iter(content[tokens_end : tokens_end + num_numbers].view(torch.float64).tolist())
+    logprobs = [_pairs(numbers) if num_numbers else None for _ in tokens]
+    return Phase.DECODE if is_decode else Phase.PREFILL, micro_batch, list(map(Sampled, tokens, logprobs))
+
+
+def _pairs(numbers: Iterator[float]) -> tuple[tuple[int, float], ...] | None:
+    count = int(next(numbers))
+    return tuple((int(next(numbers)), next(numbers)) for _ in range(count)) or None

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hetero_infer.spec import HeteroInferError, Plan, RunConfig
+from hetero_infer.spec.sampling import Sampling
 from hetero_infer.supervisor.channel import WorkerChannel
 
 NEIGHBOUR_LEFT = ("Connection closed by peer", "Connection reset by peer")  # gloo's words
@@ -35,7 +36,7 @@ def main() -> int:
 
 
 def _work(channel: WorkerChannel, plan: Plan, config: RunConfig, stage: int) -> None:
-    from hetero_infer.pipeline.device import join_process_group
+    from hetero_infer.pipeline.device import PeakMemory, join_process_group
 
     runtime = join_process_group(plan.device_of(stage))
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
@@ -47,18 +48,26 @@ def _work(channel: WorkerChannel, plan: Plan, config: RunConfig, stage: int) -> 
     folder = ModelFolder(config.model)  # its digest was compared with the plan's when this host quantised
     is_quantised = any(choice.is_quantised for choice in plan.stages[stage].layers)
     shards = ShardStore.of_model(config.checkpoint, plan.model["digest"]) if is_quantised else None
+    peak_memory = PeakMemory(runtime.device)
     engine = build_engine(plan, stage, folder, shards, runtime)
-    if stage > 0:
-        engine.follow()
-        channel.send({"event": "ready"})
-        while engine.follow():
-            pass
-        return
+    (_lead if stage == 0 else _follow)(channel, engine, plan)
+    channel.send({"event": "peak_memory", "num_bytes": peak_memory.num_bytes})
+
+
+def _lead(channel: WorkerChannel, engine: Any, plan: Plan) -> None:
     engine.generate(_warm_up_batch(plan))
     channel.send({"event": "ready"})
     while (command := channel.receive())["command"] != "shutdown":
-        _generate(channel, engine, command["requests"])
+        if command["command"] == "generate":  # a cancellation that comes late has nothing left to cancel
+            _generate(channel, engine, command["requests"])
     engine.shut_down()
+
+
+def _follow(channel: WorkerChannel, engine: Any, plan: Plan) -> None:
+    engine.follow()  # the warm-up batch
+    channel.send({"event": "ready"})
+    while engine.follow():
+        pass
 
 
 def _warm_up_batch(plan: Plan) -> list[Any]:
@@ -72,23 +81,29 @@ def _warm_up_batch(plan: Plan) -> list[Any]:
 
 def _generate(channel: WorkerChannel, engine: Any, requests: list[dict[str, Any]]) -> None:
     from hetero_infer.pipeline.generation import Sequence
-    from hetero_infer.pipeline.sampling import Sampling
 
-    def report(sequence: Sequence) -> None:
-        channel.send({"event": "tokens", "request": sequence.request, "tokens": sequence.tokens[-1:]})
-        if sequence.finish_reason:
-            channel.send({"event": "finished", "request": sequence.request, "reason": sequence.finish_reason})
-
-    sequences = [
-        Sequence(
+    running = {
+        request["id"]: Sequence(
             request["id"],
             tuple(request["prompt"]),
             request["max_tokens"],
-            Sampling(request["temperature"], request["top_p"], request["seed"]),
+            Sampling(**request["sampling"]),
             frozenset(request["stop_ids"]),
         )
         for request in requests
-    ]
+    }
+
+    def report(sequence: Sequence) -> None:
+        event = {"event": "tokens", "request": sequence.request, "tokens": [sequence.sampled.token]}
+        channel.send(event | ({"logprobs": [sequence.sampled.logprobs]} if sequence.sampled.logprobs else {}))
+        if sequence.finish_reason:
+            channel.send({"event": "finished", "request": sequence.request, "reason": sequence.finish_reason})
+        while command := channel.receive(timeout_s=0):
+            cancelled = running.get(command["request"])  # none of an earlier batch
+            if cancelled:
+                cancelled.is_cancelled = True
+
+    sequences = list(running.values())
     seconds = engine.generate(sequences, report)
     channel.send(
         {

@@ -52,9 +52,7 @@ class PlanCosts:
     def send_s(self, stage: int, phase: Phase, batch: int) -> float:
         source, target = self.devices[stage : stage + 2]
         tokens = batch * (self.plan.workload.prompt_tokens if phase is Phase.PREFILL else 1)
-        num_bytes = activation_message_bytes(
-            tokens, self.model.hidden_size, source.element_bytes, self.plan.workload.batch_size
-        )
+        num_bytes = activation_message_bytes(phase, batch, tokens, self.model.hidden_size, source.element_bytes)
         return self.cluster.link(source, target).seconds(num_bytes)
 
     def return_s(self, phase: Phase, batch: int) -> float:

@@ -1,12 +1,15 @@
 """The Linear of a layer under a choice: torch's own at 16 bits, `QuantLinear` below."""
 
+from collections.abc import Iterator
+
 import torch
 from torch import nn
 
-from hetero_infer.quant.packing import pack_codes, pad_to_block, unpack_codes
+from hetero_infer.quant.packing import CODES_PER_BLOCK, WORD_BITS, pack_codes, pad_to_block, unpack_codes
 from hetero_infer.spec import Choice
 from hetero_infer.spec.model import Linear
 
+BLOCK_WEIGHTS = 2**16  # dequantised at once
 SMALLEST_SCALE = 2.0**-24  # above 0 in float16: a group of nearly 0 must not be divided by 0
 
 
@@ -41,11 +44,23 @@ class QuantLinear(nn.Module):
 
     def dequantised(self, dtype: torch.dtype) -> torch.Tensor:
         """The weight, `[in_features, out_features]`."""
-        bits = self.choice.bits
-        codes = unpack_codes(self.qweight, bits, self.in_features)
+        bits, group = self.choice.bits, self.g_idx.long()
         zeros = unpack_codes(self.qzeros.t(), bits, self.out_features).t().add(1).bitwise_and_(2**bits - 1)
-        group = self.g_idx.long()
-        return codes.sub_(zeros[group]).to(dtype).mul_(self.scales.to(dtype)[group])
+        scales = self.scales.to(dtype)
+        weight = torch.empty(self.in_features, self.out_features, dtype=dtype, device=self.qweight.device)
+        for rows, words in self._blocks():
+            codes = unpack_codes(self.qweight[words], bits, len(weight[rows]))
+            weight[rows] = codes.sub_(zeros[group[rows]])
+            weight[rows].mul_(scales[group[rows]])
+        return weight
+
+    def _blocks(self) -> Iterator[tuple[slice, slice]]:
+        """Input features, and the words that hold their codes, of about `BLOCK_WEIGHTS` weights each: what is made on
+        the way to a weight stays in the cache and takes little memory."""
+        count = max(CODES_PER_BLOCK, BLOCK_WEIGHTS // self.out_features // CODES_PER_BLOCK * CODES_PER_BLOCK)
+        words = count * self.choice.bits // WORD_BITS
+        for block, first in enumerate(range(0, self.in_features, count)):
+            yield slice(first, first + count), slice(block * words, (block + 1) * words)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`[rows, in_features]` to `[rows, out_features]`."""

@@ -13,25 +13,29 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
+from hetero_infer.serving.completion import Completion
+from hetero_infer.serving.endpoint import ENDPOINTS, Endpoint
 from hetero_infer.serving.engine_client import EngineClient, Pipeline
 from hetero_infer.serving.progress import Progress
-from hetero_infer.serving.request import Completion, Request, RequestError, parse_request
+from hetero_infer.serving.request import Request, RequestError
 from hetero_infer.serving.served_model import ServedModel
 from hetero_infer.spec import InputError, RunConfig
 from hetero_infer.spec.files import writing
 
-METHOD, URL = "POST", "/v1/completions"
+METHOD = "POST"
 STOPPED_AND_RESUMABLE = 75
 BATCHES_AHEAD = 2
 
 
 @dataclass(frozen=True)
 class BatchLine:
-    """One line of the input: a `request`, or the `error` that it has instead. `number` counts from 1."""
+    """One line of the input: a `request` to an `endpoint`, or the `error` that it has instead. `number` counts from
+    1."""
 
     number: int
     custom_id: str | None
     request: Request | None
+    endpoint: Endpoint | None = None
     error: RequestError | None = None
 
     def answer(self, completion: Completion | None, model: ServedModel) -> dict[str, Any]:
@@ -40,7 +44,7 @@ class BatchLine:
         if completion is None:
             error = {"code": "invalid_request", "message": str(self.error), "param": self.error.field}
             return answer | {"error": error}
-        body = completion.to_json(model, f"cmpl-{self.number}")
+        body = self.endpoint.answer(completion, model, f"{self.endpoint.id_prefix}-{self.number}")
         return answer | {"response": {"status_code": 200, "request_id": name, "body": body}}
 
 
@@ -69,12 +73,13 @@ def _read_line(number: int, line: bytes, model: ServedModel, seen: set[str]) -> 
     try:
         entry = _entry(line)
         custom_id = _custom_id(entry, seen)
-        for field, wanted in (("method", METHOD), ("url", URL)):
-            if entry.get(field) != wanted:
-                raise RequestError(f"{field} = {entry.get(field)!r}: only {wanted} is served", field)
-        return BatchLine(number, custom_id, parse_request(entry.get("body"), model))
+        for field, wanted in (("method", (METHOD,)), ("url", tuple(ENDPOINTS))):
+            if entry.get(field) not in wanted:
+                raise RequestError(f"{field} = {entry.get(field)!r}: only {' or '.join(wanted)} is served", field)
+        endpoint = ENDPOINTS[entry["url"]]
+        return BatchLine(number, custom_id, endpoint.parse(entry.get("body"), model), endpoint)
     except RequestError as error:
-        return BatchLine(number, custom_id, None, RequestError(f"line {number}: {error}", error.field))
+        return BatchLine(number, custom_id, None, error=RequestError(f"line {number}: {error}", error.field))
 
 
 def _entry(line: bytes) -> Mapping[str, Any]:
@@ -123,10 +128,10 @@ class BatchJob:
             raise InputError(f"batch output {self._output_path}: the folder {folder} is not there or not writable")
 
     async def run(self, pipeline: Pipeline) -> None:
-        model = ServedModel.load(self._model_folder, pipeline.plan)
-        # In a thread: a long file must not keep the supervisor from its heartbeats.
+        # In a thread: loading, or a long file, must not keep the supervisor from its heartbeats.
+        model = await asyncio.to_thread(ServedModel.load, self._model_folder, pipeline.plan)
         lines = await asyncio.to_thread(lambda: list(read_lines(self._content, model)))
-        engine = EngineClient(pipeline, model.stop_ids)
+        engine = EngineClient(pipeline, model)
         generating = asyncio.create_task(engine.run())
         progress = Progress(len(lines))
         try:

@@ -6,10 +6,13 @@ In: `complete(request)` from any task. Out: its `Completion`, as soon as its seq
 import asyncio
 import itertools
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
-from hetero_infer.serving.request import Completion, Request
+from hetero_infer.serving.completion import Completion, TokenLogprobs
+from hetero_infer.serving.request import Request
+from hetero_infer.serving.served_model import ServedModel
+from hetero_infer.serving.transcript import Transcript
 from hetero_infer.spec import HeteroInferError, Plan
 
 GATHER_S = 0.01
@@ -39,15 +42,41 @@ class Totals:
     decode_s: float = 0.0
 
 
-@dataclass
 class _Sequence:
-    request: Request
-    future: asyncio.Future[Completion]
-    tokens: list[int] = field(default_factory=list)
+    def __init__(self, request: Request, model: ServedModel) -> None:
+        self.request = request
+        self.future: asyncio.Future[Completion] = asyncio.get_running_loop().create_future()
+        self._transcript = Transcript(model.tokenizer, request.prompt, request.stop)
+        self._logprobs: list[TokenLogprobs] | None = None if request.sampling.logprobs is None else []
+
+    def add(self, event: dict[str, Any]) -> bool:
+        """More tokens; True if a stop string is complete with them, which finishes the sequence."""
+        for position, token in enumerate(event["tokens"]):
+            if self.future.done():  # the pipeline hears of it a little later
+                return False
+            self._transcript.add(token)
+            if self._logprobs is not None:
+                self._logprobs.append(tuple((other, logprob) for other, logprob in event["logprobs"][position]))
+            if self._transcript.is_stopped:
+                self.finish("stop")
+                return True
+        return False
 
     def finish(self, reason: str) -> None:
-        if not self.future.done():
-            self.future.set_result(Completion(len(self.request.prompt), tuple(self.tokens), reason))
+        if self.future.done():
+            return
+        said = self._transcript
+        said.finish()
+        self.future.set_result(
+            Completion(
+                prompt_tokens=len(self.request.prompt),
+                tokens=tuple(said.tokens),
+                finish_reason="stop" if said.is_stopped else reason,
+                text=said.text,
+                text_offsets=said.offsets,
+                logprobs=None if self._logprobs is None else tuple(self._logprobs),
+            )
+        )
 
     def fail(self, error: Exception) -> None:
         if not self.future.done():
@@ -55,10 +84,10 @@ class _Sequence:
 
 
 class EngineClient:
-    def __init__(self, pipeline: Pipeline, stop_ids: tuple[int, ...], gather_s: float = GATHER_S) -> None:
+    def __init__(self, pipeline: Pipeline, model: ServedModel, gather_s: float = GATHER_S) -> None:
         self.totals = Totals()
         self._pipeline = pipeline
-        self._stop_ids = stop_ids
+        self._model = model
         self._gather_s = gather_s
         self.batch_size = pipeline.plan.workload.batch_size
         self._ids = itertools.count()
@@ -72,7 +101,7 @@ class EngineClient:
     async def complete(self, request: Request) -> Completion:
         if self._lost:
             raise self._lost
-        sequence = _Sequence(request, asyncio.get_running_loop().create_future())
+        sequence = _Sequence(request, self._model)
         self._waiting.append(sequence)
         self._arrived.set()
         self._idle.clear()
@@ -114,7 +143,8 @@ class EngineClient:
             event = await self._pipeline.receive()
             match event["event"]:
                 case "tokens":
-                    self._running[event["request"]].tokens += event["tokens"]
+                    if self._running[event["request"]].add(event):
+                        self._pipeline.send({"command": "cancel", "request": event["request"]})
                 case "finished":
                     self._running[event["request"]].finish(event["reason"])
                 case "batch_done":
@@ -132,10 +162,8 @@ class EngineClient:
             "id": number,
             "prompt": request.prompt,
             "max_tokens": request.max_tokens,
-            "temperature": request.temperature,
-            "top_p": request.top_p,
-            "seed": request.seed,
-            "stop_ids": self._stop_ids,
+            "sampling": asdict(request.sampling),
+            "stop_ids": self._model.stop_ids,
         }
 
     def _add(self, batch_done: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""The HTTP front: OpenAI's completions over one pipeline. `ServeJob` runs it inside the supervisor of rank 0."""
+"""The HTTP front: OpenAI's endpoints over one pipeline. `ServeJob` runs it inside the supervisor of rank 0."""
 
 import asyncio
 import contextlib
@@ -14,8 +14,9 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
+from hetero_infer.serving.endpoint import ENDPOINTS, Endpoint
 from hetero_infer.serving.engine_client import EngineClient, Pipeline, PipelineLost
-from hetero_infer.serving.request import RequestError, parse_request
+from hetero_infer.serving.request import RequestError
 from hetero_infer.serving.served_model import ServedModel
 from hetero_infer.spec import HeteroInferError, InputError, RunConfig
 
@@ -23,13 +24,16 @@ GRACEFUL_S = 1
 
 
 def build_app(engine: EngineClient, model: ServedModel) -> Starlette:
-    async def completions(http: HttpRequest) -> JSONResponse:
-        try:
-            body = await http.json()
-        except ValueError as error:
-            raise RequestError(f"the body is not JSON ({error})") from error
-        completion = await engine.complete(parse_request(body, model))
-        return JSONResponse(completion.to_json(model, f"cmpl-{uuid.uuid4().hex}"))
+    def serve(endpoint: Endpoint) -> Route:
+        async def complete(http: HttpRequest) -> JSONResponse:
+            try:
+                body = await http.json()
+            except ValueError as error:
+                raise RequestError(f"the body is not JSON ({error})") from error
+            completion = await engine.complete(endpoint.parse(body, model))
+            return JSONResponse(endpoint.answer(completion, model, f"{endpoint.id_prefix}-{uuid.uuid4().hex}"))
+
+        return Route(endpoint.url, complete, methods=["POST"])
 
     async def models(http: HttpRequest) -> JSONResponse:
         entry = {"id": model.name, "object": "model", "created": 0, "owned_by": "hetero-infer"}
@@ -40,7 +44,7 @@ def build_app(engine: EngineClient, model: ServedModel) -> Starlette:
 
     return Starlette(
         routes=[
-            Route("/v1/completions", completions, methods=["POST"]),
+            *map(serve, ENDPOINTS.values()),
             Route("/v1/models", models),
             Route("/health", health),
         ],
@@ -77,8 +81,9 @@ class ServeJob:
             ) from error
 
     async def run(self, pipeline: Pipeline) -> None:
-        model = ServedModel.load(self._config.model, pipeline.plan)
-        engine = EngineClient(pipeline, model.stop_ids)
+        # In a thread: loading must not keep the supervisor from its heartbeats.
+        model = await asyncio.to_thread(ServedModel.load, self._config.model, pipeline.plan)
+        engine = EngineClient(pipeline, model)
         server = _Server(
             uvicorn.Config(
                 build_app(engine, model),

@@ -1,6 +1,5 @@
 """`ServedModel`: what a request is checked against and turned into text with."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +21,7 @@ class ServedModel:
 
     @classmethod
     def load(cls, folder: Path, plan: Plan) -> "ServedModel":
+        """Takes seconds where it loads a tokenizer."""
         spec = ModelSpec.from_folder(folder)
         return cls(
             name=folder.resolve().name,
@@ -37,5 +37,10 @@ class ServedModel:
         """Prompt and new tokens of one request: the last token generated is never fed back."""
         return self.cache_tokens + 1
 
-    def text_of(self, tokens: Sequence[int]) -> str:
-        return self.tokenizer.decode(tokens) if self.tokenizer else ""
+    def text_of_token(self, token: int) -> str | None:
+        return self.tokenizer.text_of_token(token) if self.tokenizer else None
+
+    def name_of_token(self, token: int) -> str:
+        """Its text where it has one of its own."""
+        text = self.text_of_token(token)
+        return f"token_id:{token}" if text is None else text

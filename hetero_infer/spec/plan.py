@@ -55,6 +55,10 @@ class PlanEstimate:
     def total_s(self) -> float:
         return self.prefill_s + self.decode_s
 
+    def memory_of(self, stage: int) -> int:
+        """Bytes of all parts."""
+        return sum(self.memory_bytes[stage].values())
+
 
 @dataclass(frozen=True)
 class QualityPlan:
@@ -190,7 +194,7 @@ class Plan:
         stages = tuple(_read_stage(stage, f"{where}, stages[{j}]") for j, stage in enumerate(pipeline["stages"]))
         estimate, quality, solver = (content.get(part) for part in ("estimate", "quality", "solver"))
         if estimate is not None:
-            estimate = _read_estimate(estimate, f"{where}, estimate")
+            estimate = _read_estimate(estimate, len(stages), f"{where}, estimate")
         if quality is not None:
             quality = QualityPlan(**read_fields(quality, kinds_of(QualityPlan), f"{where}, quality"))
         if solver is not None:
@@ -236,8 +240,8 @@ def _read_stage(content: object, where: str) -> StagePlan:
         return StagePlan(said["device"], layers)
 
 
-def _read_estimate(content: object, where: str) -> PlanEstimate:
-    """`total_s` follows from the others and is not read."""
+def _read_estimate(content: object, num_stages: int, where: str) -> PlanEstimate | None:
+    """None where a hand changed the number of stages. `total_s` follows from the others and is not read."""
     said = read_fields(content, kinds_of(PlanEstimate), where, {"total_s": float})
     said.pop("total_s", None)
     for part, kind in (("stage_seconds", float), ("memory_bytes", int)):
@@ -245,7 +249,8 @@ def _read_estimate(content: object, where: str) -> PlanEstimate:
             for key, value in read_value(entries, dict, f"{where}: {part}[{stage}]").items():
                 read_value(value, kind, f"{where}: {part}[{stage}] {key}")
         said[part] = tuple(said[part])
-    return PlanEstimate(**said)
+    is_of_these_stages = len(said["stage_seconds"]) == len(said["memory_bytes"]) == num_stages
+    return PlanEstimate(**said) if is_of_these_stages else None
 
 
 def _phase_json(micro_batch_size: int, batch_size: int) -> dict[str, int]:

@@ -69,7 +69,7 @@ class Member:
                     self._do(self._open_port(message["address"]))
                 case "start":
                     self._do(self._run_worker(message["stage"], message["address"], message["port"]))
-                case "generate" | "shutdown" if self._worker:
+                case "generate" | "cancel" | "shutdown" if self._worker:
                     self._worker.send(message)
                 case "stop":
                     if message["reason"]:

@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from hetero_infer.cost.memory import (
+    ATTENTION_BLOCK_TOKENS,
+    DEQUANTISE_BLOCK_WEIGHTS,
     decoder_layer_bytes,
     end_layer_bytes,
     kv_cache_bytes,
@@ -14,19 +16,13 @@ from hetero_infer.cost.memory import (
     workspace_bytes,
 )
 from hetero_infer.models import layers_of
+from hetero_infer.models.attention import QUERY_BLOCK
+from hetero_infer.quant.linear import BLOCK_WEIGHTS
 from hetero_infer.spec import UNQUANTISED, Choice, ModelSpec, Workload
 from hetero_infer.spec.model import Linear
+from tests.llama import llama_spec
 from tests.tiny_model import BLOOM, OPT, TINY
 
-LLAMA = {
-    "model_type": "llama",
-    "vocab_size": 100,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-}
 FAMILIES = (
     TINY | {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True},
     TINY | {"model_type": "qwen2"},
@@ -36,7 +32,7 @@ FAMILIES = (
     OPT | {"layer_norm_elementwise_affine": False, "enable_bias": False},
     BLOOM,
 )
-MODEL = ModelSpec.from_config(LLAMA, "here")
+MODEL = llama_spec(vocab_size=100, intermediate_size=96)
 WORKLOAD = Workload(batch_size=6, prompt_tokens=50, new_tokens=20)
 
 
@@ -95,9 +91,9 @@ def test_the_workspace_is_that_of_the_larger_phase() -> None:
     prefill = 3 * 50 * (6 * 64 + 3 * 96) * 4 + 4 * 50 * 50 * 4 * 2
     assert of(3, 1, is_last=False, has_neighbours=False, dequantises=False) == prefill
     assert of(3, 1, is_last=True, has_neighbours=False, dequantises=False) == prefill + 3 * 100 * 4
-    messages = 4 * (3 * 50 * 64 * 4 + 256)  # a header for 6 sequences is 228 bytes, in blocks of 64
+    messages = 4 * (3 * 50 * 64 * 4 + 896)  # the header of 3 prompts of 50 tokens is 840 bytes, in blocks of 64
     assert of(3, 1, is_last=False, has_neighbours=True, dequantises=False) == prefill + messages
-    assert of(3, 1, is_last=False, has_neighbours=False, dequantises=True) == prefill + 96 * 64 * (4 + 4)
+    assert of(3, 1, is_last=False, has_neighbours=False, dequantises=True) == prefill + 96 * 64 * (4 + 12)
 
     long = Workload(6, 1, 400)  # decode's scores over 448 cached tokens outweigh a prompt of one token
     decode = 6 * (6 * 64 + 3 * 96) * 4 + 6 * 4 * 448 * 4 * 2
@@ -113,8 +109,12 @@ def test_a_stage_is_the_sum_of_its_layers_and_only_pays_for_dequantising_what_is
         MODEL, four, 4
     )
     assert plain.kv_cache == mixed.kv_cache == 2 * kv_cache_bytes(MODEL, WORKLOAD, 4)
-    assert mixed.workspace - plain.workspace == 96 * 64 * (4 + 4)
+    assert mixed.workspace - plain.workspace == 96 * 64 * (4 + 12)
     assert plain.total == plain.weights + plain.kv_cache + plain.workspace
+
+
+def test_the_blocks_are_those_of_the_runtime() -> None:
+    assert DEQUANTISE_BLOCK_WEIGHTS == BLOCK_WEIGHTS and ATTENTION_BLOCK_TOKENS == QUERY_BLOCK
 
 
 @pytest.mark.parametrize("element_bytes", [2, 4])

@@ -9,6 +9,7 @@ memory and half an hour on two cores; a second run uses what is there. Exits wit
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -65,17 +66,18 @@ def main() -> int:
     (work / "run.toml").write_text(RUN.format(model=model, work=work))
     write_prompts(work / "in.jsonl")
     run("hetero-infer", "plan", "-c", work / "run.toml")
-    run(
+    said = run(
         *("deepspeed", "--hostfile", work / "hostfile", "--no_ssh_check", "--master_addr", "127.0.0.1", "--quiet"),
         *("launch/batch.py", "-c", work / "run.toml", "--plan", work / "plan.json"),
-        *("-i", work / "in.jsonl", "-o", work / "out.jsonl", "--summary", work / "summary.json"),
+        *("-i", work / "in.jsonl", "-o", work / "out.jsonl"),
     )
-    peaks = json.loads((work / "summary.json").read_text())["peak_memory_bytes"]
+    peaks_mib = [float(peak) for peak in re.findall(r"at most (\S+) MiB", said)]
     plan = Plan.load(work / "plan.json")
-    print(memory_table(plan, peaks))
+    print(memory_table(plan, peaks_mib))
     weights = sum(file.stat().st_size for file in model.glob("*.safetensors"))
     print(f"budgets together {sum(BUDGETS_MIB)} MiB, fp16 weights on disk {weights / MIB:.0f} MiB")
-    return int(any(peaks[stage] > plan.device_of(stage).memory_bytes for stage in range(len(plan.stages))))
+    budgets_mib = [plan.device_of(stage).memory_bytes / MIB for stage in range(len(plan.stages))]
+    return int(any(peak > budget for peak, budget in zip(peaks_mib, budgets_mib, strict=True)))
 
 
 def make_model(folder: Path) -> Path:
@@ -119,25 +121,34 @@ def write_prompts(path: Path) -> None:
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
-def run(command: str, *arguments: object) -> None:
+def run(command: str, *arguments: object) -> str:
+    """What it said on stderr, which is shown too."""
     words = [str(BIN / command), *map(str, arguments)]
     path = os.pathsep.join([str(BIN), os.environ.get("PATH", "")])
-    subprocess.run(words, check=True, env=os.environ | {"PATH": path, "DS_ACCELERATOR": "cpu"})
+    environment = os.environ | {"PATH": path, "DS_ACCELERATOR": "cpu"}
+    said = []
+    with subprocess.Popen(words, stderr=subprocess.PIPE, text=True, env=environment) as process:
+        for line in process.stderr:
+            print(line, end="", file=sys.stderr, flush=True)
+            said.append(line)
+    if process.returncode:
+        raise SystemExit(process.returncode)
+    return "".join(said)
 
 
-def memory_table(plan: Plan, peaks: list[int]) -> str:
+def memory_table(plan: Plan, peaks_mib: list[float]) -> str:
     assert plan.estimate
     rows = [
         ("stage", "weights", "KV cache", "workspace", "planned MiB", "measured peak MiB", "measured/planned", "budget")
     ]
     for stage, parts in enumerate(plan.estimate.memory_bytes):
-        planned, peak = sum(parts.values()), peaks[stage]
+        planned, peak = plan.estimate.memory_of(stage) / MIB, peaks_mib[stage]
         rows.append(
             (
                 str(stage),
                 *(f"{parts[part] / MIB:.1f}" for part in ("weights", "kv_cache", "workspace")),
-                f"{planned / MIB:.1f}",
-                f"{peak / MIB:.1f}",
+                f"{planned:.1f}",
+                f"{peak:.1f}",
                 f"{peak / planned:.3f}",
                 f"{plan.device_of(stage).memory_bytes / MIB:.0f}",
             )

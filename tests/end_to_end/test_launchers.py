@@ -48,6 +48,8 @@ def test_a_batch_has_the_answers_of_one_process_under_either_launcher(
     expected = prepared.greedy(PROMPTS, LIMITS)
     assert run.answers() == expected
     assert json.loads(summary.read_text())["new_tokens"] == sum(map(len, expected))
+    held = re.findall(r"stage (\d) on localhost:\d: at most (\S+) MiB, budget 32\.0", run.said())
+    assert [stage for stage, _ in held] == ["0", "1", "2"] and all(0 < float(peak) < 32 for _, peak in held), held
     assert len({tuple(tokens) for tokens in expected}) == len(PROMPTS)  # a model that says one thing proves little
 
 
@@ -88,7 +90,13 @@ def test_the_server_answers_as_one_process_until_ctrl_c(run: Run, prepared: Prep
         answer = ask("/v1/completions", {"model": "tiny", "prompt": prompt, "max_tokens": 24})
         assert answer["choices"][0]["token_ids"] == tokens
         assert answer["usage"]["completion_tokens"] == len(tokens)
-    assert ask("/v1/completions", {"prompt": "It was a dark night", "max_tokens": 4})["choices"][0]["text"]
+    dark_night = {"prompt": "It was a dark night", "max_tokens": 15}
+    whole = ask("/v1/completions", dark_night | {"logprobs": 2})["choices"][0]
+    assert len(whole["logprobs"]["tokens"]) == len(whole["token_ids"]) == 15
+    cut = ask("/v1/completions", dark_night | {"stop": whole["text"][10:12]})["choices"][0]
+    assert (cut["text"], cut["finish_reason"]) == (whole["text"][: whole["text"].index(whole["text"][10:12])], "stop")
+    assert cut["token_ids"] == whole["token_ids"][: len(cut["token_ids"])] != whole["token_ids"]
+    assert ask("/v1/completions", dark_night)["choices"][0]["text"] == whole["text"]  # the cancelled one left no trace
     with pytest.raises(urllib.error.HTTPError, match="400"):
         ask("/v1/completions", {"prompt": [1] * 21})  # more than the plan has room for
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hetero_infer.spec import UNQUANTISED, Choice, Device, Plan, StagePlan, Workload
+from hetero_infer.spec.sampling import Sampling
 from hetero_infer.supervisor.leash import leashed
 from tests.supervisor.running import free_port
 
@@ -22,10 +23,9 @@ class Request:
     id: str
     prompt: tuple[int, ...]
     max_tokens: int
-    temperature: float = 0.0
-    top_p: float = 1.0
-    seed: int = 0
+    sampling: Sampling = field(default_factory=Sampling)
     stop_ids: tuple[int, ...] = ()
+    cancel_after: int = -1
 
 
 @dataclass(frozen=True)

@@ -29,8 +29,8 @@ def _run(case: dict[str, Any], stage: int, runtime: Any) -> dict[str, Any]:
     from hetero_infer.checkpoint.model_folder import ModelFolder
     from hetero_infer.checkpoint.shards import ShardStore
     from hetero_infer.pipeline.generation import Sequence
-    from hetero_infer.pipeline.sampling import Sampling
     from hetero_infer.pipeline.stage import build_engine
+    from hetero_infer.spec.sampling import Sampling
 
     plan, folder = Plan.load(Path(case["plan"])), ModelFolder(Path(case["folder"]))
     shards = ShardStore.of_model(Path(case["checkpoint"]), folder.digest) if case["checkpoint"] else None
@@ -49,20 +49,29 @@ def _run(case: dict[str, Any], stage: int, runtime: Any) -> dict[str, Any]:
                 request["id"],
                 tuple(request["prompt"]),
                 request["max_tokens"],
-                Sampling(request["temperature"], request["top_p"], request["seed"]),
+                Sampling(**request["sampling"]),
                 frozenset(request["stop_ids"]),
             )
             for request in requests
         ]
+        cancel_after = {request["id"]: request["cancel_after"] for request in requests}
         called: list[tuple[str, int]] = []
-        seconds = engine.generate(
-            sequences, lambda sequence, called=called: called.append((sequence.request, len(sequence.tokens)))
-        )
+        logprobs: dict[str, list[Any]] = {request["id"]: [] for request in requests}
+
+        def note(
+            sequence: Sequence, called: Any = called, logprobs: Any = logprobs, cancel_after: Any = cancel_after
+        ) -> None:
+            called.append((sequence.request, len(sequence.tokens)))
+            logprobs[sequence.request].append(sequence.sampled.logprobs)
+            sequence.is_cancelled = len(sequence.tokens) == cancel_after[sequence.request]
+
+        seconds = engine.generate(sequences, note)
         batches.append(
             {
                 "tokens": {sequence.request: sequence.tokens for sequence in sequences},
                 "reasons": {sequence.request: sequence.finish_reason for sequence in sequences},
                 "called": called,
+                "logprobs": logprobs,
                 "seconds": [seconds.prefill_s, seconds.decode_s],
             }
         )

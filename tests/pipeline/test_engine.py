@@ -15,6 +15,7 @@ from hetero_infer.checkpoint.quantise import quantise_layers
 from hetero_infer.checkpoint.text import CalibrationWindows
 from hetero_infer.spec import UNQUANTISED, Choice, Workload
 from hetero_infer.spec.config import DEMO_MODEL
+from hetero_infer.spec.sampling import Sampling
 from tests.greedy import assert_same_greedy_tokens
 from tests.models.stories260k import SOURCE as STORIES
 from tests.models.stories260k import convert
@@ -138,6 +139,7 @@ def cases_of(stages: int, models: Models) -> list[Case]:
         case("early ends", "wide_heads", (3, 2), [early_ends(prompts), requests(prompts), early_ends(prompts)]),
         case("all stop at once", "wide_heads", (2, 4), [requests(prompts, stop_ids=tuple(range(99)))]),
         case("one token each", "wide_heads", (3, 2), [[Request(r.id, r.prompt, 1) for r in requests(prompts)]]),
+        case("cancelled", "wide_heads", (3, 2), [cancelled_requests(prompts), requests(prompts)]),
         case("few", "wide_heads", (4, 4), [requests(prompts)[:3], requests(prompts)[4:]]),
         case(
             "sampled",
@@ -161,12 +163,29 @@ def early_ends(prompts: list[tuple[int, ...]]) -> list[Request]:
     ]
 
 
-def sampled_requests(prompts: list[tuple[int, ...]]) -> list[Request]:
-    """Greedy, warm, hot, cut off; seeds that 32 bits cannot hold."""
-    how = [(0.0, 1.0), (0.7, 1.0), (1.0, 0.9), (1.7, 0.5), (0.1, 1.0), (1.0, 1.0), (1.3, 0.95)]
+def cancelled_requests(prompts: list[tuple[int, ...]]) -> list[Request]:
+    """Two share a decode micro-batch, which retires before the others."""
+    after = (-1, -1, 3, 5, 1, -1, -1)
     return [
-        Request(str(i), prompt, NEW_TOKENS, temperature, top_p, seed=2**40 + i)
-        for i, (prompt, (temperature, top_p)) in enumerate(zip(prompts, how, strict=True))
+        Request(str(i), prompt, NEW_TOKENS, cancel_after=count)
+        for i, (prompt, count) in enumerate(zip(prompts, after, strict=True))
+    ]
+
+
+def sampled_requests(prompts: list[tuple[int, ...]]) -> list[Request]:
+    """Greedy, penalised, warm, hot, cut off in every way; seeds that 32 bits cannot hold."""
+    how = [
+        {"logprobs": 3},
+        {"repetition_penalty": 1.5},
+        {"temperature": 1.0, "top_p": 0.9, "presence_penalty": 0.7, "frequency_penalty": 1.1, "logprobs": 0},
+        {"temperature": 1.7, "top_p": 0.5, "logprobs": 20},
+        {"temperature": 0.1},
+        {"temperature": 1.0, "top_k": 7, "min_p": 0.05},
+        {"temperature": 1.3, "top_p": 0.95, "repetition_penalty": 1.2, "frequency_penalty": -0.5},
+    ]
+    return [
+        Request(str(i), prompt, NEW_TOKENS, Sampling(seed=2**40 + i, **fields))
+        for i, (prompt, fields) in enumerate(zip(prompts, how, strict=True))
     ]
 
 
@@ -244,13 +263,48 @@ def test_a_batch_may_be_smaller_than_the_plan_s(
 def test_a_sequence_alone_gets_the_tokens_it_gets_in_any_batch(
     stages: int, models: Models, ran: Callable[[int], dict[str, Ran]]
 ) -> None:
-    together, shuffled, *alone = (batch["tokens"] for batch in ran(stages)["sampled"].batches)
-    assert shuffled == together
-    assert {request: tokens for batch in alone for request, tokens in batch.items()} == together
+    for what in ("tokens", "logprobs"):
+        together, shuffled, *alone = (batch[what] for batch in ran(stages)["sampled"].batches)
+        assert shuffled == together
+        assert {request: said for batch in alone for request, said in batch.items()} == together
+        assert together == ran(1)["sampled"].batches[0][what]  # however many stages
+    tokens, expected = ran(stages)["sampled"].batches[0]["tokens"], models.expected("wide_heads")
+    assert tokens["0"] == expected[0]  # greedy
+    assert all(tokens[str(i)] != expected[i] for i in (1, 2, 3, 5, 6))  # penalised, or warm enough to differ
+
+
+@pytest.mark.parametrize("stages", STAGES)
+def test_logprobs_come_with_the_tokens_of_those_who_asked(
+    stages: int, models: Models, ran: Callable[[int], dict[str, Ran]]
+) -> None:
+    batch = ran(stages)["sampled"].batches[0]
+    for request in sampled_requests(models.prompts("wide_heads")):
+        tokens, logprobs = batch["tokens"][request.id], batch["logprobs"][request.id]
+        if request.sampling.logprobs is None:
+            assert logprobs == [None] * NEW_TOKENS
+            continue
+        assert [pairs[0][0] for pairs in logprobs] == tokens
+        assert {len(pairs) for pairs in logprobs} == {1 + request.sampling.logprobs}
+        text = torch.tensor([[*request.prompt, *tokens[:-1]]])
+        with torch.no_grad():
+            theirs = models.reference("wide_heads")(text).logits[0, len(request.prompt) - 1 :].log_softmax(-1)
+        for row, pairs in zip(theirs, logprobs, strict=True):
+            for token, logprob in pairs:
+                assert logprob == pytest.approx(float(row[token]), abs=1e-3)
+            likeliest = row.topk(request.sampling.logprobs).values
+            assert [logprob for _, logprob in pairs[1:]] == pytest.approx(likeliest.tolist(), abs=1e-3)
+
+
+@pytest.mark.parametrize("stages", STAGES)
+def test_a_cancelled_sequence_gets_no_more_tokens_and_the_others_theirs(
+    stages: int, models: Models, ran: Callable[[int], dict[str, Ran]]
+) -> None:
+    first, again = ran(stages)["cancelled"].batches
     expected = models.expected("wide_heads")
-    assert together["0"] == expected[0]  # greedy
-    assert all(together[str(i)] != expected[i] for i in (3, 5, 6))  # warm enough to differ
-    assert together == ran(1)["sampled"].batches[0]["tokens"]  # however many stages
+    for request, whole in zip(cancelled_requests(models.prompts("wide_heads")), expected, strict=True):
+        assert first["tokens"][request.id] == (whole if request.cancel_after < 0 else whole[: request.cancel_after])
+        assert first["reasons"][request.id] == ("length" if request.cancel_after < 0 else "cancelled")
+    assert list(again["tokens"].values()) == expected
 
 
 @pytest.mark.parametrize("stages", STAGES)

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,6 +10,7 @@ import pytest
 
 from hetero_infer.serving.batch_file import BatchJob, BatchSummary
 from hetero_infer.spec import InputError
+from hetero_infer.spec.config import DEMO_MODEL
 
 MODEL_CONFIG = {"model_type": "llama", "vocab_size": 100, "hidden_size": 8, "intermediate_size": 8}
 MODEL_CONFIG |= {"num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": 64, "eos_token_id": 0}
@@ -19,8 +21,8 @@ def line(custom_id: object, prompt: object, **more: object) -> str:
     return json.dumps(entry | {"body": {"prompt": prompt, "max_tokens": 2}} | more)
 
 
-def run_batch(folder: Path, pipeline, *lines: str | bytes) -> tuple[list[dict], BatchSummary]:
-    (folder / "config.json").write_text(json.dumps(MODEL_CONFIG))
+def run_batch(folder: Path, pipeline, *lines: str | bytes, **config: int) -> tuple[list[dict], BatchSummary]:
+    (folder / "config.json").write_text(json.dumps(MODEL_CONFIG | config))
     data = [entry.encode() if isinstance(entry, str) else entry for entry in lines]
     (folder / "in.jsonl").write_bytes(b"\n".join(data) + b"\n")
     job = BatchJob(folder / "in.jsonl", folder / "out.jsonl")
@@ -49,7 +51,9 @@ def test_answers_stand_in_the_order_of_the_questions(tmp_path: Path, pipeline) -
         (line(None, [1]), None, "custom_id is missing"),
         (line("good", [1]), None, "stands in an earlier line"),
         (line("bad", [1], method="GET"), "bad", "only POST"),
-        (line("bad", [1], url="/v1/chat/completions"), "bad", "only /v1/completions"),
+        (line("bad", [1], url="/v1/embeddings"), "bad", "only /v1/completions or /v1/chat/completions"),
+        (line("bad", [1], url=["/v1/completions"]), "bad", "only /v1/completions or"),
+        (line("bad", [1], url="/v1/chat/completions", body={"messages": [{}]}), "bad", "no chat template"),
         (line("bad", [1], body=None), "bad", "must be a JSON object"),
         (line("bad", [1] * 40), "bad", "the prompt has 40 tokens and this plan has room for 8"),
         (line("bad", 0, body={"prompt": [1] * 8, "max_tokens": 10}), "bad", "of the 16 this plan has room for"),
@@ -102,3 +106,23 @@ def test_an_output_that_cannot_be_is_refused_before_anything_runs(tmp_path: Path
     job = BatchJob(tmp_path / "in.jsonl", tmp_path / output)
     with pytest.raises(InputError, match=message):
         job.open(SimpleNamespace(model=tmp_path))
+
+
+def test_a_line_may_be_a_conversation(tmp_path: Path, pipeline) -> None:
+    shutil.copy(DEMO_MODEL / "tokenizer.json", tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", "chat_template": "{{ messages[0].content }}!"})
+    )
+    body = {"messages": [{"role": "user", "content": "a"}], "max_tokens": 1}
+    answers, _ = run_batch(
+        tmp_path,
+        pipeline,
+        line("chat", None, url="/v1/chat/completions", body=body),
+        line("plain", "b!", body={"prompt": "b!", "max_tokens": 1, "logprobs": 0}),
+        vocab_size=2048,
+    )
+    chat, plain = (answer["response"]["body"] for answer in answers)
+    assert (chat["object"], chat["id"]) == ("chat.completion", "chatcmpl-1")
+    assert chat["choices"][0]["message"]["content"] == "!"
+    assert (plain["object"], plain["choices"][0]["text"]) == ("text_completion", "!")
+    assert plain["choices"][0]["logprobs"]["tokens"] == ["!"]

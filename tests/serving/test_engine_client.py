@@ -5,17 +5,22 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
+from hetero_infer.serving.completion import Completion
 from hetero_infer.serving.engine_client import EngineClient, PipelineLost
-from hetero_infer.serving.request import Completion, Request
+from hetero_infer.serving.request import Request
+from hetero_infer.serving.served_model import ServedModel
+from hetero_infer.spec.sampling import Sampling
+
+MODEL = ServedModel("tiny", vocab_size=100, stop_ids=(0,), prompt_tokens=15, cache_tokens=15)
 
 
 def request(*prompt: int) -> Request:
-    return Request(prompt, max_tokens=3, temperature=0.0, top_p=1.0, seed=0)
+    return Request(prompt, max_tokens=3, sampling=Sampling())
 
 
-def with_engine(pipeline, scenario: Callable[[EngineClient], Awaitable[object]]) -> object:
+def with_engine(pipeline, scenario: Callable[[EngineClient], Awaitable[object]], model: ServedModel = MODEL) -> object:
     async def run() -> object:
-        engine = EngineClient(pipeline, stop_ids=(0,))
+        engine = EngineClient(pipeline, model)
         generating = asyncio.create_task(engine.run())
         try:
             return await asyncio.wait_for(scenario(engine), 5)
@@ -34,12 +39,47 @@ def test_requests_that_wait_together_run_together(pipeline) -> None:
     assert [len(command["requests"]) for command in pipeline.commands] == [4, 2]
     first = pipeline.commands[0]["requests"][0]
     assert first | {"id": 0} == first
-    assert set(first) == {"id", "prompt", "max_tokens", "temperature", "top_p", "seed", "stop_ids"}
+    assert set(first) == {"id", "prompt", "max_tokens", "sampling", "stop_ids"}
+    assert Sampling(**first["sampling"]) == Sampling()
 
 
 def test_a_lone_request_does_not_wait_for_a_full_batch(pipeline) -> None:
     completion = with_engine(pipeline, lambda engine: engine.complete(request(7)))
-    assert completion == Completion(prompt_tokens=1, tokens=(7,), finish_reason="length")
+    assert completion == Completion(prompt_tokens=1, tokens=(7,), finish_reason="length", text_offsets=(0,))
+
+
+def reversed_prompt(model: ServedModel, text: str, **fields: object) -> Request:
+    """What makes the pipeline answer with `text`."""
+    return Request(tuple(model.tokenizer.encode(text)[::-1]), 60, **({"sampling": Sampling()} | fields))
+
+
+def test_a_stop_string_ends_the_text_before_it_and_cancels_the_rest(pipeline, speaking_model: ServedModel) -> None:
+    async def scenario(engine: EngineClient) -> list[Completion]:
+        asked = [reversed_prompt(speaking_model, " one two three four five six", stop=stop) for stop in stops]
+        return await asyncio.gather(*map(engine.complete, asked))
+
+    stops = (("four", "e t"), ("ee f",), ("never",), ("x",))
+    completions = with_engine(pipeline, scenario, speaking_model)
+    assert [completion.text for completion in completions] == [
+        " on",
+        " one two thr",
+        " one two three four five six",
+        " one two three four five si",
+    ]
+    assert [completion.finish_reason for completion in completions] == ["stop", "stop", "length", "stop"]
+    ids = [number["id"] for number in pipeline.commands[0]["requests"]]
+    cancels = [command["request"] for command in pipeline.commands if command["command"] == "cancel"]
+    assert cancels == [ids[0], ids[1], ids[3]]
+    made = [len(completion.tokens) for completion in completions]
+    assert made[0] < made[1] < made[2] == made[3]  # as many as it took, also to complete the stop string
+
+
+def test_logprobs_stand_beside_the_tokens_and_end_with_them(pipeline, speaking_model: ServedModel) -> None:
+    asked = reversed_prompt(speaking_model, " one two three", stop=(" three",), sampling=Sampling(logprobs=2))
+    completion = with_engine(pipeline, lambda engine: engine.complete(asked), speaking_model)
+    assert completion.text == " one two"
+    assert completion.logprobs == tuple(((token, -token), (0, 0.0), (1, 0.0)) for token in completion.tokens)
+    assert completion.text_offsets[0] == 0 and completion.text_offsets[-1] <= len(" one two")
 
 
 def test_the_engines_seconds_are_summed(pipeline) -> None:
@@ -55,7 +95,7 @@ def test_the_engines_seconds_are_summed(pipeline) -> None:
 
 def test_a_front_that_fails_leaves_nobody_waiting(pipeline) -> None:
     async def run() -> None:
-        engine = EngineClient(pipeline, stop_ids=())
+        engine = EngineClient(pipeline, MODEL)
         generating = asyncio.create_task(engine.run())
         pipeline.send = lambda command: pipeline._events.put_nowait({"event": "tokens", "request": 77, "tokens": [1]})
         with pytest.raises(PipelineLost, match="KeyError"):
@@ -69,7 +109,7 @@ def test_a_front_that_fails_leaves_nobody_waiting(pipeline) -> None:
 def test_whoever_waits_when_the_pipeline_ends_is_told(pipeline) -> None:
     async def run() -> None:
         pipeline.send = lambda command: None  # a pipeline that never answers
-        engine = EngineClient(pipeline, stop_ids=())
+        engine = EngineClient(pipeline, MODEL)
         generating = asyncio.create_task(engine.run())
         waiting = [asyncio.create_task(engine.complete(request(n))) for n in range(1, 7)]
         await asyncio.sleep(0.05)

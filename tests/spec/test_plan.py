@@ -133,6 +133,11 @@ def test_a_plan_edited_into_nonsense_is_refused(edit: object, named: str, tmp_pa
     assert named in str(error.value)
 
 
+def test_an_estimate_of_another_number_of_stages_is_not_read(tmp_path: Path) -> None:
+    path = edited(tmp_path, lambda plan: plan["estimate"]["memory_bytes"].pop())
+    assert Plan.load(path) == replace(FULL, estimate=None)
+
+
 @pytest.mark.parametrize(
     ("text", "named"), [("", "it is empty"), ("[1]", "expected a JSON object"), ('{"format": 1', "not JSON")]
 )

@@ -1,4 +1,7 @@
-"""A worker without a model: it answers with the prompt reversed. Token 99 first makes it wait for its end."""
+"""A worker without a model: it answers with the prompt reversed.
+
+Token 99 first makes it wait for its end, token 98 first for the request to be cancelled.
+"""
 
 import argparse
 import json
@@ -8,7 +11,7 @@ from pathlib import Path
 
 from hetero_infer.supervisor.channel import WorkerChannel
 
-HANG = 99
+HANG, UNTIL_CANCELLED = 99, 98
 
 
 def main() -> None:
@@ -41,7 +44,10 @@ def answer(channel: WorkerChannel) -> None:
             tokens = request["prompt"][::-1][: request["max_tokens"]]
             new_tokens += len(tokens)
             channel.send({"event": "tokens", "request": request["id"], "tokens": tokens})
-            channel.send({"event": "finished", "request": request["id"], "reason": "length"})
+            if request["prompt"][0] == UNTIL_CANCELLED:
+                assert channel.receive() == {"command": "cancel", "request": request["id"]}
+            else:
+                channel.send({"event": "finished", "request": request["id"], "reason": "length"})
         time.sleep(0.05)  # its answers are known before the batch is done
         prompt_tokens = sum(len(request["prompt"]) for request in command["requests"])
         counts = {"prompt_tokens": prompt_tokens, "new_tokens": new_tokens}

@@ -67,9 +67,9 @@ class RunFolder:
     def set_plan(self, plan: Plan) -> None:
         plan.save(self.path / "prepared-plan.json")
 
-    def batch(self, *prompts: list[int]) -> list[str]:
+    def batch(self, *prompts: list[int], **fields: object) -> list[str]:
         """Writes the batch file; returns the arguments that run it."""
-        bodies = [{"prompt": prompt, "max_tokens": 3} for prompt in prompts]
+        bodies = [{"prompt": prompt, "max_tokens": 3} | fields for prompt in prompts]
         lines = [
             {"custom_id": str(number), "method": "POST", "url": "/v1/completions", "body": body}
             for number, body in enumerate(bodies)

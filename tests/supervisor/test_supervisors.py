@@ -27,6 +27,17 @@ def test_a_batch_is_answered_in_order(run_folder: RunFolder) -> None:
     assert not (run_folder.path / "out.jsonl.part").exists()
 
 
+def test_a_stop_string_cancels_the_rest_of_its_request_on_stage_0_wherever_it_stands(run_folder: RunFolder) -> None:
+    words = {"type": "WordLevel", "vocab": {f"w{n}": n for n in range(100)}, "unk_token": "w0"}
+    parts = dict.fromkeys(("truncation", "padding", "normalizer", "pre_tokenizer", "post_processor", "decoder"))
+    tokenizer = parts | {"version": "1.0", "added_tokens": [], "model": words}
+    (run_folder.path / "tiny" / "tokenizer.json").write_text(json.dumps(tokenizer))
+    run_folder.set_plan(make_plan(make_devices(3), ["localhost:1", "localhost:2"]))
+    run_folder.start_supervisors(run_folder.batch([98, 5, 6], stop="w5"))
+    assert run_folder.wait() == [0, 0, 0], run_folder.said()
+    assert run_folder.answers == [[6, 5]]
+
+
 def test_a_worker_has_its_place_among_the_workers_and_nothing_of_the_launcher(run_folder: RunFolder) -> None:
     run_folder.set_plan(make_plan(make_devices(3), ["localhost:1", "localhost:2"]))
     run_folder.start_supervisors(run_folder.batch([1, 2]))
