@@ -5,12 +5,12 @@ import json
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from hetero_infer import __version__
-from hetero_infer.spec import HeteroInferError, InputError, Plan, RunConfig
+from hetero_infer.spec import HeteroInferError, InputError, Link, Plan, RunConfig
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -28,6 +28,22 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
 
 
+def _devices(args: argparse.Namespace) -> int:
+    from hetero_infer import inventory
+    from hetero_infer.spec import Cluster
+    from hetero_infer.spec.config import DEFAULT_LINK
+
+    if args.config:
+        config = RunConfig.load(args.config)
+        found = inventory.of_run(replace(config, hostfile=args.hostfile or config.hostfile))
+    elif args.hostfile:
+        found = inventory.of_cluster(Cluster.from_hostfile(args.hostfile, Link(**DEFAULT_LINK)))
+    else:
+        found = inventory.of_this_machine()
+    _show(args, found.to_json(), str(found))
+    return 0
+
+
 def _measure(args: argparse.Namespace) -> int:
     from hetero_infer import prepare
     from hetero_infer.checkpoint.model_folder import ModelFolder
@@ -35,7 +51,13 @@ def _measure(args: argparse.Namespace) -> int:
     config = RunConfig.load(args.config)
     path = args.output or config.profile
     profile = prepare.measure(ModelFolder(config.model), config, path, args.device)
-    _show(args, {"profile": str(path), "rows": len(profile.rows)}, f"{path}: {len(profile.rows)} points")
+    off = profile.header.get(f"{args.device}.holdout_mean")
+    facts = {"profile": str(path), "rows": len(profile.rows), "holdout_mean": off and float(off)}
+    _show(
+        args,
+        facts,
+        f"{path}: {len(profile.rows)} points" + (f", {float(off):.1%} off on those held out" if off else ""),
+    )
     return 0
 
 
@@ -60,13 +82,17 @@ def _sensitivity(args: argparse.Namespace) -> int:
 def _plan(args: argparse.Namespace) -> int:
     from hetero_infer import prepare
     from hetero_infer.planner.uniform import why_not_uniform
-    from hetero_infer.report import plan_table
+    from hetero_infer.report import plan_table, sources_line
 
     config = RunConfig.load(args.config)
     request = prepare.request_for(config)
     plan = prepare.plan_for(config, request, args.output or config.plan)
     why = why_not_uniform(request, plan)
-    _show(args, plan.to_json() | {"why_not_uniform": why}, f"{plan_table(plan)}\nwhy not uniform: {why}")
+    _show(
+        args,
+        plan.to_json() | {"why_not_uniform": why},
+        f"{plan_table(plan)}\n{sources_line(plan, request.cluster)}\nwhy not uniform: {why}",
+    )
     return 0
 
 
@@ -87,22 +113,23 @@ def _simulate(args: argparse.Namespace) -> int:
     from hetero_infer.pipeline.rehearsal import rehearse
     from hetero_infer.pipeline.simulate import draw_grid
     from hetero_infer.planner.estimate import PlanCosts
-    from hetero_infer.report import stage_label
+    from hetero_infer.report import by_the_spec_sheet, stage_label
     from hetero_infer.spec.files import write_atomically
 
     config = RunConfig.load(args.config)
     plan = Plan.load(args.plan)
     request = prepare.request_for(config)
+    word = by_the_spec_sheet(plan)
     timeline = rehearse(PlanCosts(plan, request.model, request.cluster, request.latency), plan)
     if args.svg:
         labels = [stage_label(plan, stage) for stage in range(len(plan.stages))]
-        write_atomically(args.svg, draw_gantt(timeline, labels, "simulated from the plan's costs"))
+        write_atomically(args.svg, draw_gantt(timeline, labels, f"simulated from the plan's costs{word}"))
     unit_s = timeline.makespan_s / args.rows
     grid = draw_grid(timeline, len(plan.stages), unit_s)
     _show(
         args,
         {"makespan_s": timeline.makespan_s, "events": len(timeline.events)},
-        f"{grid}\nsimulated: {timeline.makespan_s:.3f} s, a row is {unit_s * 1e3:.1f} ms",
+        f"{grid}\nsimulated{word}: {timeline.makespan_s:.3f} s, a row is {unit_s * 1e3:.1f} ms",
     )
     return 0
 
@@ -161,8 +188,13 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--json", action="store_true", help="one JSON object on stdout")
         return sub
 
+    sub = verb("devices", _devices, "what is there: devices, memory, and which links and profiles are known")
+    sub.set_defaults(config=None)
+    sub.add_argument("--hostfile", type=Path, help="of these hosts (default: the config's with -c, else this machine)")
     sub = verb("measure", _measure, "time one layer per choice, phase, batch and length on this device")
-    sub.add_argument("--device", default="cpu", metavar="TYPE", help="its type in the hostfile (default: cpu)")
+    sub.add_argument(
+        "--device", default="cpu", metavar="TYPE", help="its type in the hostfile (default: cpu; cpu-N with N threads)"
+    )
     sub.add_argument("-o", "--output", type=Path, help="profile.csv (default: as the config says)")
     sub = verb("sensitivity", _sensitivity, "what each choice for each layer costs in quality")
     sub.add_argument("--method", default="variance", help="variance")

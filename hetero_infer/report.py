@@ -3,7 +3,8 @@
 import itertools
 from collections.abc import Sequence
 
-from hetero_infer.spec import Choice, Plan
+from hetero_infer.cost.latency import SPEC_SHEET
+from hetero_infer.spec import Choice, Cluster, Link, Plan
 
 MIB = 2**20
 
@@ -33,7 +34,7 @@ def plan_table(plan: Plan) -> str:
         text_table(rows),
         f"prefill: micro-batches of {plan.prefill_micro_batch_size}, decode: of {plan.decode_micro_batch_size} "
         f"(batch {batch}, {plan.workload.prompt_tokens} prompt + {plan.workload.new_tokens} new tokens)",
-        f"predicted: prefill {estimate.prefill_s:.2f} s, decode {estimate.decode_s:.2f} s, "
+        f"predicted{by_the_spec_sheet(plan)}: prefill {estimate.prefill_s:.2f} s, decode {estimate.decode_s:.2f} s, "
         f"{estimate.tokens_per_s:.1f} tokens/s",
         f"quality: {quality.predicted:.4f} of {quality.limit:.4f} {quality.unit} "
         f"(perplexity +{quality.max_perplexity_increase:.1%} at most)",
@@ -43,6 +44,35 @@ def plan_table(plan: Plan) -> str:
     if any(device.is_emulated for device in plan.devices):
         lines.append("devices are emulated: cpu processes with a memory budget, slowed by sleeping where /x is said")
     return "\n".join(lines)
+
+
+def by_the_spec_sheet(plan: Plan) -> str:
+    """`" by the spec sheet (t4, v100-32)"`: the word that stands beside every prediction of a plan that needed it."""
+    types = [name for name, source in plan.estimate.source.items() if source == SPEC_SHEET] if plan.estimate else []
+    return f" by the {SPEC_SHEET} ({', '.join(types)})" if types else ""
+
+
+def sources_line(plan: Plan, cluster: Cluster) -> str:
+    """What the prediction stands on: measured devices with their hold-out error, those nobody measured, the links."""
+    assert plan.estimate, "a plan that the planner made"
+    said = []
+    for name, source in plan.estimate.source.items():
+        error = plan.estimate.holdout_mean.get(name)
+        said.append(f"{name} {source}" + (f" ({error:.1%} off on points held out)" if error is not None else ""))
+    default = [f"{source} to {target}" for source, target in cluster.unmeasured_pairs]
+    if default:
+        more = f" and {len(default) - 1} more" if len(default) > 1 else ""
+        alpha_us, gbit = link_figures(cluster.default_link)
+        said.append(f"default_link ({alpha_us} µs, {gbit} Gbit/s) for {default[0]}{more}")
+    elif cluster.host_pairs:
+        said.append("links measured")
+    missing = by_the_spec_sheet(plan) or default
+    return f"based on: {', '.join(said)}" + ("; launch/measure.py measures what is not" if missing else "")
+
+
+def link_figures(link: Link) -> tuple[str, str]:
+    """α in µs and β in Gbit/s."""
+    return f"{link.alpha_s * 1e6:.0f}", f"{link.bytes_per_s * 8 / 1e9:.2f}"
 
 
 def stage_label(plan: Plan, stage: int) -> str:

@@ -3,7 +3,7 @@
 import difflib
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from hetero_infer.spec.choice import Choice
 from hetero_infer.spec.cluster import Cluster, Link
 from hetero_infer.spec.errors import InputError
 from hetero_infer.spec.files import read_text
+from hetero_infer.spec.links import LinkTable
 from hetero_infer.spec.workload import Workload
 
 DEMO_MODEL = Path(__file__).parent.parent / "demo"
@@ -23,6 +24,7 @@ class RunConfig:
     model: Path
     hostfile: Path
     default_link: Link
+    links: Path
     profile: Path
     workload: Workload
     max_perplexity_increase: float
@@ -39,7 +41,9 @@ class RunConfig:
 
     @property
     def cluster(self) -> Cluster:
-        return Cluster.from_hostfile(self.hostfile, self.default_link)
+        """The hostfile's devices, with the links that were measured: a file that is not there is not made yet."""
+        links = LinkTable.load_if_there(self.links).links
+        return replace(Cluster.from_hostfile(self.hostfile, self.default_link), links=links)
 
     @classmethod
     def load(cls, path: Path) -> "RunConfig":
@@ -65,6 +69,7 @@ class RunConfig:
             model=model_folder,
             hostfile=Path(reader.take("cluster", "hostfile", str)),
             default_link=Link(**link),
+            links=Path(reader.take("cluster", "links", str, str(work / "links.csv"))),
             profile=Path(reader.take("cluster", "profile", str, str(work / "profile.csv"))),
             workload=Workload(
                 reader.take("workload", "batch_size", int),

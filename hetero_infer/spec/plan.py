@@ -3,7 +3,7 @@
 import itertools
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,9 @@ class PlanEstimate:
     """What the plan promises: the recurrence over the real micro-batches, in seconds, for one full batch.
 
     `closed_form_s` is the planner's objective for the same plan. `stage_seconds[stage]` holds the compute seconds
-    of one full micro-batch per phase, `memory_bytes[stage]` the bytes per part.
+    of one full micro-batch per phase, `memory_bytes[stage]` the bytes per part. `source` says for each device type
+    whether its seconds were measured or are from the spec sheet, `holdout_mean` how well the measured ones predict
+    others that were held out (mean relative error).
     """
 
     prefill_s: float
@@ -46,6 +48,8 @@ class PlanEstimate:
     closed_form_s: float
     stage_seconds: tuple[Mapping[str, float], ...]
     memory_bytes: tuple[Mapping[str, int], ...]
+    source: Mapping[str, str] = field(default_factory=dict)
+    holdout_mean: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def total_s(self) -> float:

@@ -38,7 +38,8 @@ def test_the_grid_covers_the_workload() -> None:
 def test_the_header_says_where_it_was_measured(table: ProfileTable, tmp_path: Path) -> None:
     assert table.header["cpu.threads"] == "1"
     assert table.header["cpu.torch"] == torch.__version__
-    facts = {"date", "hardware", "threads", "torch", "dtype", "copies", "neighbours"}
+    facts = {"date", "hardware", "threads", "torch", "dtype", "copies", "neighbours", "cores"}
+    facts |= {"holdout_mean", "holdout_worst"}
     assert set(table.header) == {f"cpu.{fact}" for fact in facts}
     table.save(tmp_path / "profile.csv")
     assert ProfileTable.load(tmp_path / "profile.csv").header == table.header
@@ -46,7 +47,7 @@ def test_the_header_says_where_it_was_measured(table: ProfileTable, tmp_path: Pa
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device to measure")
 def test_a_gpu_that_is_not_here_is_not_measured() -> None:
-    with pytest.raises(InputError, match="no CUDA device here to measure as t4"):
+    with pytest.raises(InputError, match="no CUDA device 0 here to measure as t4"):
         measure_layers(ModelSpec.from_config(TINY, "tiny"), "tiny", "t4", CHOICES, WORKLOAD, threads=1)
 
 
