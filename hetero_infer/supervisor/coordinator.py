@@ -7,7 +7,7 @@ import asyncio
 import json
 import traceback
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -113,19 +113,19 @@ class Coordinator:
         await self._job.run(RunningPipeline(plan, first.send, self._events))
         await self._shut_down()
 
-    async def _join(self, devices: Sequence[Device]) -> None:
+    async def _join(self, devices: tuple[Device, ...]) -> None:
+        """`devices[rank]`, if the launcher started as many as the plan or the config has."""
         try:
             await asyncio.wait_for(self._all_said("hello", set(self._awaited)), self._limits.join_s)
         except TimeoutError:
-            missing = [
-                f"{rank} ({devices[rank].name})" if rank < len(devices) else str(rank)
-                for rank in sorted(self._awaited - self._peers.keys())
-            ]
+            missing = sorted(self._awaited - self._peers.keys())
             self._awaited = set(self._peers)
             there = ", ".join(f"{rank} ({peer.joined.host})" for rank, peer in sorted(self._peers.items()))
+            hosts = [device.host for device in devices] if len(devices) == self._place.world_size else []
+            absent = ", ".join(f"{rank} ({hosts[rank]})" if hosts else f"{rank}" for rank in missing)
             raise HeteroInferError(
-                f"rank {', '.join(missing)} of {self._place.world_size} did not join within "
-                f"{self._limits.join_s:.0f} s; joined: {there}"
+                f"rank {absent} of {self._place.world_size} did not join within {self._limits.join_s:.0f} s; joined: "
+                f"{there}"
             ) from None
 
     async def _get_plan(self, config: RunConfig) -> Path:

@@ -115,7 +115,7 @@ def test_hosts_that_are_not_the_plans_are_refused(run_folder: RunFolder) -> None
 def test_a_rank_that_does_not_join_is_named(run_folder: RunFolder) -> None:
     run_folder.start_supervisors(run_folder.batch([1]), ranks=[0, 2], FAKE_JOIN_S="3")
     assert run_folder.wait() == [1, 1]
-    assert "rank 1 (localhost:1) of 3 did not join within 3 s" in run_folder.said()
+    assert "rank 1 (localhost) of 3 did not join within 3 s" in run_folder.said()
 
 
 def test_a_rank_that_finds_no_rank_0_says_where_it_looked(run_folder: RunFolder) -> None:
@@ -185,7 +185,7 @@ def test_a_survey_names_the_hosts_that_did_not_join(run_folder: RunFolder) -> No
     run_folder.set_hosts("localhost slots=1 # gpu=cpu memory=1GiB\nnode-b slots=2 # gpu=t4")
     run_folder.start_supervisors(["measure", "-c", str(run_folder.config)], ranks=[0], FAKE_JOIN_S="2")
     assert run_folder.wait() == [1]
-    assert "rank 1 (node-b:0), 2 (node-b:1) of 3 did not join within 2 s" in run_folder.said()
+    assert "rank 1 (node-b), 2 (node-b) of 3 did not join within 2 s" in run_folder.said()
 
 
 def test_a_survey_of_other_hosts_than_the_configs_is_refused(run_folder: RunFolder) -> None:
