@@ -53,23 +53,20 @@ def _measure(args: argparse.Namespace) -> int:
     profile = prepare.measure(ModelFolder(config.model), config, path, args.device)
     off = profile.header.get(f"{args.device}.holdout_mean")
     facts = {"profile": str(path), "rows": len(profile.rows), "holdout_mean": off and float(off)}
-    _show(
-        args,
-        facts,
-        f"{path}: {len(profile.rows)} points" + (f", {float(off):.1%} off on those held out" if off else ""),
-    )
+    held_out = f", held-out points {float(off):.1%} off" if off else ""
+    _show(args, facts, f"{path}: {len(profile.rows)} points{held_out}")
     return 0
 
 
 def _sensitivity(args: argparse.Namespace) -> int:
+    from hetero_infer import prepare
     from hetero_infer.checkpoint.model_folder import ModelFolder
-    from hetero_infer.checkpoint.text import CalibrationWindows
     from hetero_infer.measure.indicator import measure_sensitivity
     from hetero_infer.report import text_table
 
     config = RunConfig.load(args.config)
     folder = ModelFolder(config.model)
-    windows = CalibrationWindows.from_text(folder, config.calibration)
+    windows = prepare.calibration_windows(folder, config)
     table = measure_sensitivity(folder, config.choices, windows, args.method)
     path = args.output or config.sensitivity
     table.save(path)
@@ -82,17 +79,35 @@ def _sensitivity(args: argparse.Namespace) -> int:
 def _plan(args: argparse.Namespace) -> int:
     from hetero_infer import prepare
     from hetero_infer.planner.uniform import why_not_uniform
-    from hetero_infer.report import plan_table, sources_line
+    from hetero_infer.report import based_on, labelled, plan_table
 
     config = RunConfig.load(args.config)
     request = prepare.request_for(config)
     plan = prepare.plan_for(config, request, args.output or config.plan)
     why = why_not_uniform(request, plan)
-    _show(
-        args,
-        plan.to_json() | {"why_not_uniform": why},
-        f"{plan_table(plan)}\n{sources_line(plan, request.cluster)}\nwhy not uniform: {why}",
-    )
+    facts = [("based on", based_on(plan, request.cluster, request.latency)), ("uniform", why)]
+    text = "\n".join([plan_table(plan), *(labelled(*fact) for fact in facts)])
+    _show(args, plan.to_json() | {"why_not_uniform": why}, text)
+    return 0
+
+
+def _explain(args: argparse.Namespace) -> int:
+    from hetero_infer import prepare
+    from hetero_infer.planner.check import check_plan
+    from hetero_infer.planner.explain import explain
+    from hetero_infer.report import based_on, explanation_text, labelled
+
+    config = RunConfig.load(args.config)
+    plan = Plan.load(args.plan)
+    request = prepare.request_for(config)
+    violations = check_plan(plan, request.model, request.sensitivity)
+    if violations:
+        _show(args, {"violations": violations}, "\n".join(violations))
+        return 3
+    explanation = explain(plan, request)
+    stands_on = labelled("based on", based_on(plan, request.cluster, request.latency))
+    text = f"{explanation_text(plan, explanation)}\n{stands_on}"
+    _show(args, {"violations": [], **explanation.to_json()}, text)
     return 0
 
 
@@ -113,23 +128,23 @@ def _simulate(args: argparse.Namespace) -> int:
     from hetero_infer.pipeline.rehearsal import rehearse
     from hetero_infer.pipeline.simulate import draw_grid
     from hetero_infer.planner.estimate import PlanCosts
-    from hetero_infer.report import by_the_spec_sheet, stage_label
+    from hetero_infer.report import predicted, stage_label
     from hetero_infer.spec.files import write_atomically
 
     config = RunConfig.load(args.config)
     plan = Plan.load(args.plan)
     request = prepare.request_for(config)
-    word = by_the_spec_sheet(plan)
+    simulated = predicted(plan, "simulated")
     timeline = rehearse(PlanCosts(plan, request.model, request.cluster, request.latency), plan)
     if args.svg:
         labels = [stage_label(plan, stage) for stage in range(len(plan.stages))]
-        write_atomically(args.svg, draw_gantt(timeline, labels, f"simulated from the plan's costs{word}"))
+        write_atomically(args.svg, draw_gantt(timeline, labels, f"{simulated}, from the plan's costs"))
     unit_s = timeline.makespan_s / args.rows
     grid = draw_grid(timeline, len(plan.stages), unit_s)
     _show(
         args,
         {"makespan_s": timeline.makespan_s, "events": len(timeline.events)},
-        f"{grid}\nsimulated{word}: {timeline.makespan_s:.3f} s, a row is {unit_s * 1e3:.1f} ms",
+        f"{grid}\n{simulated}: {timeline.makespan_s:.3f} s, a row is {unit_s * 1e3:.1f} ms",
     )
     return 0
 
@@ -173,7 +188,9 @@ def _evaluate(args: argparse.Namespace) -> int:
 
 
 def _show(args: argparse.Namespace, facts: dict[str, Any], text: str) -> None:
-    print(json.dumps(facts) if args.json else text)
+    from hetero_infer.report import encodable
+
+    print(json.dumps(facts) if args.json else encodable(text, sys.stdout.encoding or "utf-8"))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -192,15 +209,15 @@ def _parser() -> argparse.ArgumentParser:
     sub.set_defaults(config=None)
     sub.add_argument("--hostfile", type=Path, help="of these hosts (default: the config's with -c, else this machine)")
     sub = verb("measure", _measure, "time one layer per choice, phase, batch and length on this device")
-    sub.add_argument(
-        "--device", default="cpu", metavar="TYPE", help="its type in the hostfile (default: cpu; cpu-N with N threads)"
-    )
+    sub.add_argument("--device", default="cpu", metavar="TYPE", help="its type in the hostfile (default: cpu)")
     sub.add_argument("-o", "--output", type=Path, help="profile.csv (default: as the config says)")
     sub = verb("sensitivity", _sensitivity, "what each choice for each layer costs in quality")
     sub.add_argument("--method", default="variance", help="variance")
     sub.add_argument("-o", "--output", type=Path, help="sensitivity.json (default: as the config says)")
     sub = verb("plan", _plan, "the plan; measures first what it lacks")
     sub.add_argument("-o", "--output", type=Path, help="plan.json (default: as the config says)")
+    sub = verb("explain", _explain, "which limit binds in a plan, what each device idles, what more would give")
+    sub.add_argument("plan", type=Path)
     sub = verb("check", _check, "check a plan again, also one edited by hand")
     sub.add_argument("plan", type=Path)
     sub = verb("simulate", _simulate, "run a plan's schedules event by event, without a model")

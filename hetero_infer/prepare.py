@@ -28,6 +28,7 @@ from hetero_infer.spec.gpu_type import GPU_TYPES
 
 if TYPE_CHECKING:
     from hetero_infer.checkpoint.model_folder import ModelFolder
+    from hetero_infer.checkpoint.text import CalibrationWindows
     from hetero_infer.planner.request import PlanRequest
 
 
@@ -74,9 +75,7 @@ def measure(folder: "ModelFolder", config: RunConfig, path: Path, timed_as: str)
 
 def sensitivity_for(folder: "ModelFolder", config: RunConfig) -> SensitivityTable:
     """The sensitivity file; measured first if it is missing or for another model, text or choices."""
-    from hetero_infer.checkpoint.text import CalibrationWindows
-
-    windows = CalibrationWindows.from_text(folder, config.calibration)
+    windows = calibration_windows(folder, config)
     if config.sensitivity.exists():
         table = SensitivityTable.load(config.sensitivity)
         if (table.model_digest, table.text_digest) == (folder.digest, windows.digest) and set(config.choices) <= set(
@@ -88,6 +87,14 @@ def sensitivity_for(folder: "ModelFolder", config: RunConfig) -> SensitivityTabl
     table = measure_sensitivity(folder, config.choices, windows)
     table.save(config.sensitivity)
     return table
+
+
+def calibration_windows(folder: "ModelFolder", config: RunConfig) -> "CalibrationWindows":
+    from hetero_infer.checkpoint.text import CalibrationWindows
+
+    return CalibrationWindows.from_text(
+        folder, config.calibration, config.calibration_windows, config.calibration_tokens
+    )
 
 
 def request_for(config: RunConfig) -> "PlanRequest":
@@ -149,7 +156,6 @@ def quantise(plan: Plan, config: RunConfig, checkpoint: Path, stages: Iterable[i
     """See to it that `checkpoint` has the quantised layers that `stages` of the plan need."""
     from hetero_infer.checkpoint.model_folder import ModelFolder
     from hetero_infer.checkpoint.quantise import quantise_layers
-    from hetero_infer.checkpoint.text import CalibrationWindows
     from hetero_infer.planner.check import memory_violations
 
     folder = ModelFolder(config.model)
@@ -159,7 +165,7 @@ def quantise(plan: Plan, config: RunConfig, checkpoint: Path, stages: Iterable[i
     if missing:
         raise InfeasibleError("; ".join(missing))
     wanted = [(layer, plan.decoder_choices[layer]) for stage in stages for layer in plan.decoder_range(stage)]
-    windows = CalibrationWindows.from_text(folder, config.calibration)
+    windows = calibration_windows(folder, config)
     quantise_layers(folder, wanted, windows, checkpoint, progress)
 
 

@@ -1,64 +1,123 @@
-"""What people are shown of a plan: tables of text."""
+"""What people are shown of a plan: tables of text, as wide as a terminal, that a log can hold too."""
 
 import itertools
-from collections.abc import Sequence
+import math
+import textwrap
+from collections import Counter
+from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING
 
-from hetero_infer.cost.latency import SPEC_SHEET
-from hetero_infer.spec import Choice, Cluster, Link, Plan
+from hetero_infer.cost.latency import SPEC_SHEET, LatencyModel
+from hetero_infer.spec import Choice, Cluster, Device, Link, Phase, Plan
+from hetero_infer.spec.plan import num_micro_batches
 
-MIB = 2**20
+if TYPE_CHECKING:
+    from hetero_infer.planner.explain import Explanation
+
+MIB, GIB = 2**20, 2**30
+WIDTH = 114  # columns; a table of long names takes up to 120
+DEVICE_WIDTH, BITS_WIDTH = 27, 21
+NARROWEST_BAR, WIDEST_BAR = 8, 24
+LABEL_WIDTH = 12
+BAR = {"weights": "█", "kv_cache": "▓", "workspace": "▒", "free": "░"}
+IN_ASCII = str.maketrans(
+    {"█": "#", "▓": "=", "▒": "-", "░": ".", "×": "x", "–": "-", "…": "~", "≤": "<=", "Σ": "sum ", "ω": "omega"}
+)
 
 
 def plan_table(plan: Plan) -> str:
     """Stages, bits, memory and seconds, then the promise and how sure it is."""
     assert plan.estimate and plan.quality and plan.solver, "a plan that the planner made"
-    estimate, quality, solver = plan.estimate, plan.quality, plan.solver
-    rows = [("stage", "device", "layers", "bits", "memory MiB", "prefill ms", "decode ms")]
-    for stage in range(len(plan.stages)):
-        device, layers = plan.device_of(stage), plan.decoder_range(stage)
-        used = sum(estimate.memory_bytes[stage].values())
-        seconds = estimate.stage_seconds[stage]
+    estimate, quality, solver, workload = plan.estimate, plan.quality, plan.solver, plan.workload
+    unit, unit_bytes = _memory_unit(plan)
+    head = ("stage", "device", "layers", "bits", "memory", unit, "prefill", "decode")
+    rows = []
+    for stage, (parts, seconds) in enumerate(zip(estimate.memory_bytes, estimate.stage_seconds, strict=True)):
+        device = plan.device_of(stage)
+        rows.append(
+            [
+                str(stage),
+                _elided(device_words(device), DEVICE_WIDTH),
+                _layers(plan, stage),
+                _bits(_choices(plan, stage)),
+                "",
+                f"{sum(parts.values()) / unit_bytes:.1f} of {device.memory_bytes / unit_bytes:.1f}",
+                duration(seconds["prefill"]),
+                duration(seconds["decode"]),
+            ]
+        )
+    others = sum(max(len(row[column]) for row in (head, *rows)) + 2 for column in range(len(head)) if column != 4)
+    bar_width = min(WIDEST_BAR, max(NARROWEST_BAR, WIDTH - others))
+    for row, parts, stage in zip(rows, estimate.memory_bytes, range(len(rows)), strict=True):
+        row[4] = memory_bar(parts, plan.device_of(stage).memory_bytes, bar_width)
+    facts = [
+        ("memory", "  ".join(f"{block} {part.replace('kv_cache', 'KV cache')}" for part, block in BAR.items())),
+        (
+            "workload",
+            f"{workload.batch_size} sequences, {workload.prompt_tokens} prompt + {workload.new_tokens} new tokens",
+        ),
+        ("prefill", f"{duration(estimate.prefill_s)} {predicted(plan)}, {_micro_batches(plan, Phase.PREFILL)}"),
+        ("decode", f"{duration(estimate.decode_s)} {predicted(plan)}, {_micro_batches(plan, Phase.DECODE)}"),
+        ("together", f"{duration(estimate.total_s)} {predicted(plan)}, {estimate.tokens_per_s:.1f} tokens/s"),
+        (
+            "quality",
+            f"loss {quality.predicted:.4f} of at most {quality.limit:.4f} {quality.unit}: perplexity "
+            f"+{math.expm1(quality.predicted):.1%} predicted, +{quality.max_perplexity_increase:.1%} at most",
+        ),
+        (
+            "solver",
+            f"{solver.status} in {solver.seconds:.1f} s: closed form {solver.objective:.4f} s, "
+            f"bound {solver.bound:.4f} s, gap {solver.gap:.2%} ({solver.name})",
+        ),
+    ]
+    if any("*" in row[3] for row in rows):
+        facts.insert(0, ("bits", "* counted by bits; the order of the layers is in plan.json"))
+    if any(device.is_emulated for device in plan.devices):
+        facts.append(
+            ("emulated", "a cpu device is a process with a memory budget, a slowed one sleeps: no real device")
+        )
+    table = text_table([head, *rows], right=(0, 5, 6, 7))
+    return "\n".join([table, "", *(labelled(label, text) for label, text in facts)])
+
+
+def explanation_text(plan: Plan, explanation: "Explanation") -> str:
+    """Free memory and idle time per device, then every finding in a sentence."""
+    unit, unit_bytes = _memory_unit(plan)
+    rows = [("stage", "device", "layers", "bits", f"free, {unit}", "idle", "in prefill", "in decode")]
+    for stage, finding in enumerate(explanation.memory):
         rows.append(
             (
                 str(stage),
-                f"{device.name} {device.type}" + (f" /{device.slowdown:g}" if device.slowdown > 1 else ""),
-                f"{layers.start}-{layers.stop - 1} ({len(layers)})",
-                run_lengths([plan.decoder_choices[layer] for layer in layers]),
-                f"{used / MIB:.1f} of {device.memory_bytes / MIB:.1f}",
-                f"{seconds['prefill'] * 1e3:.1f}",
-                f"{seconds['decode'] * 1e3:.1f}",
+                _elided(device_words(plan.device_of(stage)), DEVICE_WIDTH),
+                _layers(plan, stage),
+                _bits(_choices(plan, stage)),
+                f"{math.floor(finding.free_bytes / unit_bytes * 10) / 10} of {finding.memory_bytes / unit_bytes:.1f}",
+                f"{finding.idle_share:.0%}",
+                *(f"{finding.phase_idle_share[phase]:.0%}" for phase in Phase),
             )
         )
-    batch = plan.workload.batch_size
-    lines = [
-        text_table(rows),
-        f"prefill: micro-batches of {plan.prefill_micro_batch_size}, decode: of {plan.decode_micro_batch_size} "
-        f"(batch {batch}, {plan.workload.prompt_tokens} prompt + {plan.workload.new_tokens} new tokens)",
-        f"predicted{by_the_spec_sheet(plan)}: prefill {estimate.prefill_s:.2f} s, decode {estimate.decode_s:.2f} s, "
-        f"{estimate.tokens_per_s:.1f} tokens/s",
-        f"quality: {quality.predicted:.4f} of {quality.limit:.4f} {quality.unit} "
-        f"(perplexity +{quality.max_perplexity_increase:.1%} at most)",
-        f"solver: {solver.name}, {solver.status} in {solver.seconds:.1f} s, closed form {solver.objective:.4f} s, "
-        f"bound {solver.bound:.4f} s, gap {solver.gap:.2%}",
-    ]
-    if any(device.is_emulated for device in plan.devices):
-        lines.append("devices are emulated: cpu processes with a memory budget, slowed by sleeping where /x is said")
+    lines = [text_table(rows, right=(0, 4, 5, 6, 7)), ""]
+    told = ""
+    for about, sentence in explanation.sentences:
+        lines.append(labelled("" if about == told else about, sentence))
+        told = about
     return "\n".join(lines)
 
 
-def by_the_spec_sheet(plan: Plan) -> str:
-    """`" by the spec sheet (t4, v100-32)"`: the word that stands beside every prediction of a plan that needed it."""
+def predicted(plan: Plan, done: str = "predicted") -> str:
+    """`"predicted"`, and what stands beside every figure of a plan for devices that nobody measured."""
     types = [name for name, source in plan.estimate.source.items() if source == SPEC_SHEET] if plan.estimate else []
-    return f" by the {SPEC_SHEET} ({', '.join(types)})" if types else ""
+    return f"{done} by the {SPEC_SHEET} ({', '.join(types)})" if types else done
 
 
-def sources_line(plan: Plan, cluster: Cluster) -> str:
-    """What the prediction stands on: measured devices with their hold-out error, those nobody measured, the links."""
-    assert plan.estimate, "a plan that the planner made"
+def based_on(plan: Plan, cluster: Cluster, latency: LatencyModel) -> str:
+    """What the seconds stand on: measured devices with their hold-out error, those nobody measured, the links."""
+    sources = {device.timed_as: latency.source(device) for device in map(plan.device_of, range(len(plan.stages)))}
     said = []
-    for name, source in plan.estimate.source.items():
-        error = plan.estimate.holdout_mean.get(name)
-        said.append(f"{name} {source}" + (f" ({error:.1%} off on points held out)" if error is not None else ""))
+    for name, source in sources.items():
+        off = source.holdout
+        error = f" (held-out points {off.mean:.1%} off, {off.worst:.1%} at worst)" if off else ""
+        said.append(f"{name} {source.word}{error}")
     default = [f"{source} to {target}" for source, target in cluster.unmeasured_pairs]
     if default:
         more = f" and {len(default) - 1} more" if len(default) > 1 else ""
@@ -66,8 +125,8 @@ def sources_line(plan: Plan, cluster: Cluster) -> str:
         said.append(f"default_link ({alpha_us} µs, {gbit} Gbit/s) for {default[0]}{more}")
     elif cluster.host_pairs:
         said.append("links measured")
-    missing = by_the_spec_sheet(plan) or default
-    return f"based on: {', '.join(said)}" + ("; launch/measure.py measures what is not" if missing else "")
+    is_missing = default or any(source.word == SPEC_SHEET for source in sources.values())
+    return f"{', '.join(said)}" + ("; launch/measure.py measures what is not" if is_missing else "")
 
 
 def link_figures(link: Link) -> tuple[str, str]:
@@ -76,20 +135,103 @@ def link_figures(link: Link) -> tuple[str, str]:
 
 
 def stage_label(plan: Plan, stage: int) -> str:
-    """``"localhost:1 cpu /1.5: 2x4 1x8"``: the device, what slows it, its layers by bits."""
-    device, layers = plan.device_of(stage), plan.decoder_range(stage)
-    slowed = f" /{device.slowdown:g}" if device.slowdown > 1 else ""
-    return f"{device.name} {device.type}{slowed}: {run_lengths([plan.decoder_choices[layer] for layer in layers])}"
+    """``"localhost:1 cpu slowed 1.5×: 2×4 1×8"``: the device, what slows it, its layers by bits."""
+    return f"{device_words(plan.device_of(stage))}: {run_lengths(_choices(plan, stage))}"
+
+
+def device_words(device: Device) -> str:
+    return f"{device.name} {device.type}" + (f" slowed {device.slowdown:g}×" if device.slowdown > 1 else "")
 
 
 def run_lengths(choices: Sequence[Choice]) -> str:
-    """``"2x4 1x8"``: two layers at 4 bits, then one at 8."""
+    """``"2×4 1×8"``: two layers at 4 bits, then one at 8."""
     groups = ((bits, len(list(group))) for bits, group in itertools.groupby(choice.bits for choice in choices))
-    return " ".join(f"{count}x{bits}" for bits, count in groups)
+    return " ".join(f"{count}×{bits}" for bits, count in groups)
 
 
-def text_table(rows: Sequence[Sequence[str]]) -> str:
-    """Columns as wide as their widest cell; the first row is the head."""
+def memory_bar(parts: dict[str, int], budget_bytes: int, width: int) -> str:
+    """A block for each share of the budget: weights, KV cache, workspace, and what is free."""
+    ends = [round(width * used / budget_bytes) for used in itertools.accumulate(parts[part] for part in list(BAR)[:-1])]
+    starts = [0, *ends]
+    return "".join(
+        block * (end - start) for block, start, end in zip(BAR.values(), starts, [*ends, width], strict=True)
+    )
+
+
+def duration(seconds: float) -> str:
+    """In seconds, or in ms where it is short."""
+    return f"{seconds:.2f} s" if seconds >= 0.1 else f"{seconds * 1e3:.1f} ms"
+
+
+def labelled(label: str, text: str) -> str:
+    """A label and what it says, in as many lines as it takes."""
+    return textwrap.fill(
+        text,
+        WIDTH,
+        initial_indent=label.ljust(LABEL_WIDTH),
+        subsequent_indent=" " * LABEL_WIDTH,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
+def text_table(rows: Sequence[Sequence[str]], right: Collection[int] = ()) -> str:
+    """Columns as wide as their widest cell, those in `right` flush right; the first row is the head."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
+
+    def line(row: Sequence[str]) -> str:
+        cells = (
+            cell.rjust(width) if column in right else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        return "  ".join(cells).rstrip()
+
+    return "\n".join([line(rows[0]), "  ".join("-" * width for width in widths), *map(line, rows[1:])])
+
+
+def encodable(text: str, encoding: str) -> str:
+    """`text`, or where `encoding` can't take it, the nearest that it can: a sign for a sign, so that tables hold."""
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        return text.translate(IN_ASCII).encode(encoding, "replace").decode(encoding)
+    return text
+
+
+def _memory_unit(plan: Plan) -> tuple[str, int]:
+    return ("GiB", GIB) if max(device.memory_bytes for device in plan.devices) >= 4 * GIB else ("MiB", MIB)
+
+
+def _choices(plan: Plan, stage: int) -> list[Choice]:
+    return [plan.decoder_choices[layer] for layer in plan.decoder_range(stage)]
+
+
+def _layers(plan: Plan, stage: int) -> str:
+    """``0–5 (6) + emb``: the decoder layers, and embedding, head or both (`ends`) where they stand."""
+    layers, last = plan.decoder_range(stage), len(plan.stages) - 1
+    decoders = f"{'–'.join(map(str, sorted({layers[0], layers[-1]})))} ({len(layers)})" if layers else ""
+    ends = {0: "emb", last: "head"}.get(stage, "") if last else "ends"
+    return " + ".join(filter(None, [decoders, ends]))
+
+
+def _bits(choices: Sequence[Choice]) -> str:
+    """The run lengths, or where they are too long, the count of each (`*`)."""
+    runs = run_lengths(choices)
+    if len(runs) <= BITS_WIDTH:
+        return runs
+    counts = Counter(choice.bits for choice in choices)
+    return _elided(" ".join(f"{counts[bits]}×{bits}" for bits in sorted(counts)) + "*", BITS_WIDTH)
+
+
+def _micro_batches(plan: Plan, phase: Phase) -> str:
+    size = plan.prefill_micro_batch_size if phase is Phase.PREFILL else plan.decode_micro_batch_size
+    count = num_micro_batches(plan.workload.batch_size, size)
+    return f"{count} micro-batch{'es' * (count > 1)} of {size}"
+
+
+def _elided(text: str, width: int) -> str:
+    """`text` without its middle where it is wider."""
+    if len(text) <= width:
+        return text
+    kept = width - 1
+    return f"{text[: kept // 3]}…{text[len(text) - (kept - kept // 3) :]}"

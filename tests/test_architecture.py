@@ -189,7 +189,11 @@ def loaded_by(statements: Iterable[str]) -> set[str]:
             {"torch", "deepspeed"},
             {"auto_gptq", "transformers", "pyomo", "highspy"},
         ),
-        (("planner.search", "planner.check", "cost.latency"), {"pyomo"}, {"torch", "deepspeed", "transformers"}),
+        (
+            ("planner.search", "planner.check", "planner.explain", "cost.latency"),
+            {"pyomo"},
+            {"torch", "deepspeed", "transformers"},
+        ),
         (("supervisor.supervise", "serving.http", "serving.batch_file"), {"uvicorn"}, {"torch", "pyomo", "deepspeed"}),
         (("cli", "prepare"), {"argparse"}, {"torch", "pyomo", "deepspeed", "uvicorn"}),
     ],

@@ -1,5 +1,6 @@
 """The `hetero-infer` command: what it prints where, and the exit codes that scripts rely on."""
 
+import io
 import json
 import os
 import subprocess
@@ -15,7 +16,7 @@ from hetero_infer.spec import Choice, Phase, Plan, ProfileRow, ProfileTable, Sen
 from hetero_infer.spec.profile import EMBEDDING, HEAD
 from tests.tiny_model import write_tiny_model
 
-VERBS = ("devices", "measure", "sensitivity", "plan", "check", "simulate", "quantize", "evaluate")
+VERBS = ("devices", "measure", "sensitivity", "plan", "explain", "check", "simulate", "quantize", "evaluate")
 BITS = (3, 4, 8, 16)
 CONFIG = """
 [model]
@@ -130,7 +131,7 @@ def test_a_command_line_that_is_none_is_exit_code_2(arguments: list[str], capsys
 def test_a_config_that_is_not_there_is_exit_code_2(
     verb: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    plan = [str(tmp_path / "plan.json")] if verb in ("check", "simulate", "quantize") else []
+    plan = [str(tmp_path / "plan.json")] if verb in ("explain", "check", "simulate", "quantize") else []
     assert main([verb, *plan, "-c", str(tmp_path / "nowhere.toml")]) == 2
     assert f"config {tmp_path}/nowhere.toml: cannot be read" in one_line_of_error(capsys)
 
@@ -174,7 +175,7 @@ def test_too_little_memory_is_exit_code_3_with_the_devices_and_the_way_out(
 def test_a_plan_is_written_and_shown(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("plan") == 0
     said = capsys.readouterr().out
-    assert "localhost:0" in said and "localhost:1" in said and "why not uniform: " in said
+    assert "localhost:0" in said and "localhost:1" in said and "uniform     an even split at" in said
     plan = Plan.load(run.path / "out" / "plan.json")
     assert len(plan.layer_choices) == 6 and plan.solver and plan.quality.predicted <= plan.quality.limit
 
@@ -241,6 +242,58 @@ def test_check_refuses_a_plan_that_was_changed_for_the_worse(
         assert "Traceback" not in said.err
         assert run("check", run.path / "changed.json", "--json") == 3
         assert len(json.loads(capsys.readouterr().out)["violations"]) >= len(named)
+
+
+def test_explain_says_what_binds_of_the_plan_that_was_made(
+    run: Run, plan_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("explain", plan_path) == 0
+    said = capsys.readouterr().out
+    assert all(f"\n{about} " in said for about in ("binding", "memory", "quality", "prefill", "decode", "uniform"))
+    assert run("explain", plan_path, "--json") == 0
+    content = json.loads(capsys.readouterr().out)
+    assert content["violations"] == [] and len(content["memory"]) == 2
+    plan = Plan.load(plan_path)
+    assert content["prefill_s"] + content["decode_s"] == pytest.approx(plan.estimate.total_s)
+    assert content["quality"]["used"] == pytest.approx(plan.quality.predicted)
+    for finding, used in zip(content["memory"], plan.estimate.memory_bytes, strict=True):
+        assert finding["free_bytes"] == 2**21 - sum(used.values())
+
+
+def test_explain_works_out_an_edited_plan_anew(run: Run, plan_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plan = Plan.load(plan_path)
+    one_each = replace(plan, decode_micro_batch_size=1, estimate=None, solver=None, quality=None)
+    one_each.save(run.path / "edited.json")
+    assert run("explain", run.path / "edited.json", "--json") == 0
+    content = json.loads(capsys.readouterr().out)
+    assert content["decode_s"] > plan.estimate.decode_s and content["quality"]["limit"] is None
+    assert content["best_size"]["phase"] == "decode" and content["best_size"]["slower"] < 0
+
+
+def test_explain_lists_what_a_plan_breaks(run: Run, plan_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plan = Plan.load(plan_path)
+    replace(plan, devices=tuple(replace(device, memory_bytes=2**18) for device in plan.devices)).save(plan_path)
+    assert run("explain", plan_path) == 3
+    assert capsys.readouterr().out.startswith("stage 0 (cpu on localhost:0) needs ")
+    assert run("explain", plan_path, "--json") == 3
+    assert len(json.loads(capsys.readouterr().out)["violations"]) == 2
+
+
+def test_a_plan_for_another_model_is_not_explained(
+    run: Run, plan_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = Plan.load(plan_path)
+    replace(plan, model={**plan.model, "digest": "another"}).save(plan_path)
+    assert run("explain", plan_path) == 2
+    assert "the plan is for the model another" in one_line_of_error(capsys)
+
+
+def test_a_terminal_without_unicode_gets_ascii(run: Run, plan_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", stream)
+    assert run("plan") == 0 and run("explain", plan_path) == 0
+    stream.flush()
+    assert b"# weights" in stream.buffer.getvalue()
 
 
 def _with_layers(stage: object, layers: tuple[Choice, ...]) -> object:

@@ -38,12 +38,9 @@ def measured_as(run: Run, name: str, tmp_path: Path) -> ProfileTable:
 
 def test_without_measurements_the_spec_sheet_is_used_and_said(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("plan") == 0
-    said = capsys.readouterr().out
-    assert "predicted by the spec sheet (v100-32, t4): prefill" in said
-    assert (
-        "based on: v100-32 spec sheet, t4 spec sheet, default_link (100 µs, 8.00 Gbit/s) for node-a to node-b" in said
-    )
-    assert "launch/measure.py measures what is not" in said
+    said = " ".join(capsys.readouterr().out.split())
+    assert said.count("predicted by the spec sheet (v100-32, t4), ") == 3, "prefill, decode, together"
+    assert "default_link (100 µs, 8.00 Gbit/s) for node-a to node-b and 2 more; launch/measure.py" in said
     assert plan_of(run).estimate.source == {"v100-32": "spec sheet", "t4": "spec sheet"}
     assert run("simulate", run.path / "out" / "plan.json") == 0
     assert "simulated by the spec sheet (v100-32, t4): " in capsys.readouterr().out
@@ -59,8 +56,8 @@ def test_what_was_measured_goes_before_the_spec_sheet(
     assert estimate["source"] == {"v100-32": "spec sheet", "t4": "measured"}
     assert estimate["holdout_mean"].keys() == {"t4"} and 0 <= estimate["holdout_mean"]["t4"] < 0.1
     assert run("plan") == 0
-    said = capsys.readouterr().out
-    assert "by the spec sheet (v100-32):" in said and "t4 measured (" in said and " off on points held out)" in said
+    said = " ".join(capsys.readouterr().out.split())
+    assert "predicted by the spec sheet (v100-32), " in said and "t4 measured (held-out points " in said
 
 
 def test_a_type_measured_in_part_is_not_replaced_by_the_spec_sheet(
@@ -88,7 +85,7 @@ def test_measured_links_are_priced_and_make_a_new_plan(run: Run, capsys: pytest.
     LinkTable(links).save(run.path / "out" / "links.csv")
     capsys.readouterr()
     assert run("plan") == 0
-    said = capsys.readouterr().out
+    said = " ".join(capsys.readouterr().out.split())
     assert "default_link (100 µs, 8.00 Gbit/s) for node-b to node-b;" in said, "the only pair left"
     second = plan_of(run)
     # A prompt crosses from node-a to node-b, and every token comes back: half a second each time.
@@ -125,5 +122,5 @@ def test_the_server_of_a_mixed_cluster_can_be_planned_on_a_laptop(
     omega = ((0.03, 0.01, 0.001, 0.0),) * folder.spec.num_hidden_layers
     SensitivityTable("by hand", folder.digest, windows.digest, "nats", config.choices, omega).save(config.sensitivity)
     assert main(["plan", "-c", str(tmp_path / "serve.toml")]) == 0
-    assert "predicted by the spec sheet (v100-32, t4): " in capsys.readouterr().out
+    assert "predicted by the spec sheet (v100-32, t4), " in capsys.readouterr().out
     assert not (tmp_path / "profile.csv").exists(), "nothing was measured here"

@@ -1,4 +1,4 @@
-"""A Llama of a few thousand random weights in a Hugging Face folder, written without transformers."""
+"""Models of a few thousand random weights in Hugging Face folders, written without transformers."""
 
 import json
 import shutil
@@ -27,6 +27,17 @@ TINY = {
     "tie_word_embeddings": False,
     "eos_token_id": 0,
 }
+OPT = {
+    "model_type": "opt",
+    "vocab_size": 99,
+    "hidden_size": 48,
+    "ffn_dim": 88,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 256,
+    "eos_token_id": 2,
+}
+BLOOM = {"model_type": "bloom", "vocab_size": 99, "hidden_size": 48, "n_layer": 3, "n_head": 4, "eos_token_id": 2}
 
 
 def write_tiny_model(
@@ -35,32 +46,38 @@ def write_tiny_model(
     dtype: torch.dtype = torch.float32,
     num_files: int = 1,
     with_tokenizer: bool = False,
+    family: dict[str, object] = TINY,
     **fields: object,
 ) -> Path:
-    """`with_tokenizer` copies the demo model's, and sets the vocabulary to its size."""
-    config = TINY | ({"vocab_size": 2048} if with_tokenizer else {}) | fields
+    """`fields` change the config of `family`; `with_tokenizer` copies the demo model's, and sets the vocabulary to its
+    size."""
+    config = family | ({"vocab_size": 2048} if with_tokenizer else {}) | fields
     path.mkdir(parents=True, exist_ok=True)
     (path / "config.json").write_text(json.dumps(config))
     if with_tokenizer:
         shutil.copy(DEMO_MODEL / "tokenizer.json", path)
-    weights = _random_weights(ModelSpec.from_config(config, "tiny"), seed, dtype)
+    weights = random_weights(ModelSpec.from_config(config, "tiny"), seed, dtype)
     names = sorted(weights)
     files = [f"model-{number:05}-of-{num_files:05}.safetensors" for number in range(1, num_files + 1)]
     file_of = {name: files[position % num_files] for position, name in enumerate(names)}
     for file in files:
-        save_file({name: weights[name] for name in names if file_of[name] == file}, path / file)
+        save_file({name: weights[name] for name in names if file_of[name] == file}, path / file, {"format": "pt"})
     (path / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": file_of}))
     return path
 
 
-def _random_weights(spec: ModelSpec, seed: int, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """Wide enough that greedy tokens vary."""
+def random_weights(spec: ModelSpec, seed: int, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """Wide enough that greedy tokens vary; norms near 1, biases near 0."""
     generator = torch.Generator().manual_seed(seed)
     weights = {}
     for definition in layers_of(spec):
         with torch.device("meta"):
             shapes = {name: tensor.shape for name, tensor in definition.build(UNQUANTISED).state_dict().items()}
-        for parameter, tensor in definition.tensors.items():
-            random = torch.randn(shapes[parameter], generator=generator)
-            weights.setdefault(tensor, (1 + 0.1 * random if random.dim() == 1 else 0.2 * random).to(dtype))
+        for parameter, shape in shapes.items():
+            random = torch.randn(shape, generator=generator)
+            if parameter.endswith(".bias"):
+                random = 0.1 * random
+            else:
+                random = 1 + 0.1 * random if random.dim() == 1 else 0.2 * random
+            weights.setdefault(definition.tensor(parameter), random.to(dtype))
     return weights

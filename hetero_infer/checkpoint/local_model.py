@@ -105,9 +105,10 @@ class LocalModel:
 def _dequantise(module: nn.Module, dtype: torch.dtype) -> None:
     for name, child in module.named_children():
         if isinstance(child, QuantLinear):
-            linear = nn.Linear(child.in_features, child.out_features, bias=False, device="meta")
+            linear = nn.Linear(child.in_features, child.out_features, child.bias is not None, device="meta")
             # A view, so that both multiply the same memory layout and the results can be compared bit by bit.
             linear.weight = nn.Parameter(child.dequantised(dtype).t(), requires_grad=False)
+            linear.bias = child.bias
             setattr(module, name, linear)
         else:
             _dequantise(child, dtype)

@@ -1,13 +1,19 @@
 """`ModelFolder`: a Hugging Face folder of safetensors, read tensor by tensor."""
 
 import hashlib
+import json
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 
 from hetero_infer.spec import InputError, ModelSpec
+from hetero_infer.spec.files import read_text
+
+INDEX = "model.safetensors.index.json"
+WHOLE = "model.safetensors"
 
 
 class ModelFolder:
@@ -16,13 +22,28 @@ class ModelFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.spec = ModelSpec.from_folder(path)
-        self.files = sorted(path.glob("*.safetensors"))
-        if not self.files:
-            raise InputError(f"model {path}: no *.safetensors there")
+        self.files = self._files()
+
+    def _files(self) -> list[Path]:
+        """Those that the index names, else the one file, else all there are."""
+        index = self.path / INDEX
+        if index.exists():
+            files = sorted(self.path / name for name in set(_weight_map(index).values()))
+            missing = [file.name for file in files if not file.exists()]
+            if missing:
+                raise InputError(f"model {self.path}: {INDEX} names {', '.join(missing)}, which is not there")
+            return files
+        whole = self.path / WHOLE
+        files = [whole] if whole.exists() else sorted(self.path.glob("*.safetensors"))
+        if not files:
+            other = [file.name for pattern in ("*.bin", "*.pt", "*.gguf") for file in self.path.glob(pattern)]
+            way_out = f"; convert {other[0]} with save_pretrained(…, safe_serialization=True)" if other else ""
+            raise InputError(f"model {self.path}: no *.safetensors there{way_out}")
+        return files
 
     @cached_property
     def digest(self) -> str:
-        """Of the config and every weight: 16 hex digits of SHA-256."""
+        """Of the config and every weight: 16 hex digits of SHA-256. Reads every file from end to end."""
         sha = hashlib.sha256((self.path / "config.json").read_bytes())
         for file in self.files:
             with file.open("rb") as stream:
@@ -33,15 +54,42 @@ class ModelFolder:
     def _file_of(self) -> dict[str, Path]:
         names = {}
         for file in self.files:
-            try:
-                with safe_open(file, "pt") as tensors:
-                    names |= dict.fromkeys(tensors.keys(), file)
-            except (SafetensorError, OSError) as error:
-                raise InputError(f"model file {file}: not a whole safetensors file ({error})") from error
+            with _opened(file) as tensors:
+                names |= dict.fromkeys(tensors.keys(), file)
         return names
 
-    def tensor(self, name: str) -> torch.Tensor:
-        if name not in self._file_of:
+    def tensor(self, name: str, dtype: torch.dtype | None = None, device: torch.device | str = "cpu") -> torch.Tensor:
+        """A copy, cast to `dtype`; it does not keep the file mapped.
+
+        A name may stand in the files without its first component: checkpoints of the bare model lack it.
+        """
+        found = next((known for known in (name, name.partition(".")[2]) if known in self._file_of), None)
+        if found is None:
             raise InputError(f"model {self.path}: the tensor {name} is missing")
-        with safe_open(self._file_of[name], "pt") as tensors:
-            return tensors.get_tensor(name)
+        with _opened(self._file_of[found]) as tensors:
+            stored = tensors.get_tensor(found)
+        if not stored.is_floating_point():
+            raise InputError(f"model {self.path}: the tensor {name} is {stored.dtype}, not floating point")
+        tensor = stored.to(device, dtype or stored.dtype, copy=True)
+        if not tensor.sum(dtype=torch.float32).isfinite() and not tensor.isfinite().all():
+            raise InputError(f"model {self.path}: the tensor {name} has NaN or infinite values as {tensor.dtype}")
+        return tensor
+
+
+def _opened(file: Path) -> Any:
+    try:
+        return safe_open(file, "pt")
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"model file {file}: not a whole safetensors file ({error})") from error
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    try:
+        names = json.loads(read_text(index, "model index"))["weight_map"]
+        if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
+            raise TypeError("weight_map")
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"model index {index}: it has no weight_map from tensors to files ({error!r})") from error
+    if any("/" in name or "\\" in name for name in names.values()):
+        raise InputError(f"model index {index}: weight_map names files outside the folder")
+    return names

@@ -24,7 +24,7 @@ from safetensors.torch import save
 from hetero_infer.spec import Choice, InputError
 from hetero_infer.spec.files import digest_of, read_json, write_atomically
 
-FORMAT = 1
+FORMAT = 2
 HEADER = "hetero_infer"  # one metadata entry only: safetensors writes several in any order
 UNREADABLE = (SafetensorError, OSError, KeyError, TypeError, ValueError)
 
@@ -71,12 +71,13 @@ class ShardStore:
         self._write_manifest()
 
     def read(self, layer: int, choice: Choice) -> dict[str, torch.Tensor]:
+        """Copies, tensor by tensor: nothing keeps the file mapped."""
         path = self.file_of(layer, choice)
         if not path.exists():
             raise InputError(f"checkpoint {self.path}: layer {layer} at {choice} is not there; quantise it first")
         try:
             with safe_open(path, "pt") as shard:
-                tensors = {name: shard.get_tensor(name) for name in shard.keys()}  # noqa: SIM118 (no mapping)
+                tensors = {name: shard.get_tensor(name).clone() for name in shard.keys()}  # noqa: SIM118 (no mapping)
                 header = json.loads(shard.metadata()[HEADER])
         except UNREADABLE as error:
             raise _damaged(path, str(error)) from error
@@ -109,7 +110,12 @@ def _recipe_path(path: Path, model_digest: str) -> Path:
 
 
 def _sha256(tensors: Mapping[str, torch.Tensor]) -> str:
-    return hashlib.sha256(save(dict(tensors))).hexdigest()
+    """Of names, types, shapes and contents, without a copy of them."""
+    sha = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        sha.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        sha.update(tensor.contiguous().numpy())
+    return sha.hexdigest()
 
 
 def _damaged(path: Path, reason: str) -> InputError:

@@ -43,10 +43,10 @@ class CalibrationWindows:
         folder: ModelFolder,
         text: Path,
         num_windows: int = NUM_WINDOWS,
-        window_tokens: int | None = None,
+        window_tokens: int = WINDOW_TOKENS,
     ) -> "CalibrationWindows":
-        """Windows spread evenly over the text, fewer where they would overlap."""
-        window_tokens = window_tokens or min(WINDOW_TOKENS, folder.spec.max_position_embeddings)
+        """Windows spread evenly over the text, fewer where they would overlap, none longer than the model's context."""
+        window_tokens = min(window_tokens, folder.spec.max_position_embeddings)
         tokens = read_tokens(folder, text)
         if len(tokens) < window_tokens:
             raise InputError(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from hetero_infer.cost.comm import activation_message_bytes
 from hetero_infer.spec.choice import Choice
-from hetero_infer.spec.model import ModelSpec
+from hetero_infer.spec.model import Linear, ModelSpec
 from hetero_infer.spec.plan import Plan
 from hetero_infer.spec.workload import Workload
 
@@ -32,31 +32,33 @@ class StageMemory:
         return self.weights + self.kv_cache + self.workspace
 
 
-def linear_bytes(out_features: int, in_features: int, choice: Choice, element_bytes: int) -> int:
-    """A Linear's weight; when quantised: `qweight`, `qzeros`, `scales` (fp16) and `g_idx` in the GPTQ layout."""
+def linear_bytes(linear: Linear, choice: Choice, element_bytes: int) -> int:
+    """Weight and bias of a Linear; quantised, `qweight`, `qzeros`, `scales` (fp16) and `g_idx` in the GPTQ layout."""
+    out_features, in_features, has_bias = linear
+    bias = has_bias * out_features * element_bytes
     if not choice.is_quantised:
-        return out_features * in_features * element_bytes
+        return out_features * in_features * element_bytes + bias
     groups = -(-in_features // choice.group_size)
     qweight = _round_up(in_features, 32) * choice.bits // 32 * out_features * 4
     qzeros = groups * (_round_up(out_features, 32) * choice.bits // 32) * 4
     scales = groups * out_features * 2
     g_idx = in_features * 4
-    return qweight + qzeros + scales + g_idx
+    return qweight + qzeros + scales + g_idx + bias
 
 
 def decoder_layer_bytes(model: ModelSpec, choice: Choice, element_bytes: int) -> int:
-    """Weights of one decoder layer; its norms are never quantised."""
-    linears = sum(linear_bytes(n, k, choice, element_bytes) for n, k in model.linear_shapes.values())
+    """Weights of one decoder layer; its norms and biases are never quantised."""
+    linears = sum(linear_bytes(linear, choice, element_bytes) for linear in model.linears.values())
     return linears + model.norm_elements * element_bytes
 
 
 def end_layer_bytes(model: ModelSpec, is_first: bool, is_last: bool, element_bytes: int) -> int:
     """Embedding and head of a stage. Tied weights are one tensor where both stand, else a copy each."""
-    table = model.vocab_size * model.hidden_size * element_bytes
-    norm = model.hidden_size * element_bytes
+    tables = is_first + is_last
     if is_first and is_last and model.tie_word_embeddings:
-        return table + norm
-    return is_first * table + is_last * (table + norm)
+        tables = 1
+    others = is_first * model.embedding_elements + is_last * model.head_elements
+    return (tables * model.table_elements + others) * element_bytes
 
 
 def kv_cache_bytes(model: ModelSpec, workload: Workload, element_bytes: int) -> int:
@@ -165,4 +167,6 @@ def _decode_score_bytes(model: ModelSpec, workload: Workload, sequences: int) ->
 
 def _dequantise_bytes(model: ModelSpec, element_bytes: int) -> int:
     """The largest Linear in float32 and in the device's type."""
-    return max(n * k for n, k in model.linear_shapes.values()) * (element_bytes + DEQUANTISE_BYTES)
+    return max(linear.out_features * linear.in_features for linear in model.linears.values()) * (
+        element_bytes + DEQUANTISE_BYTES
+    )

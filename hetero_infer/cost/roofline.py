@@ -52,7 +52,7 @@ class RooflineLatency:
                 rows = batch * input_tokens
                 flops, num_bytes, kernels = 0, 2 * rows * self._model.hidden_size * device.element_bytes, END_KERNELS
             case "head":
-                table = self._model.vocab_size * self._model.hidden_size
+                table = self._model.table_elements
                 logits = batch * self._model.vocab_size * memory.LOGIT_BYTES
                 flops, num_bytes, kernels = 2 * batch * table, table * device.element_bytes + logits, END_KERNELS
         flops_per_s, bytes_per_s = _rates(device)
@@ -64,18 +64,17 @@ class RooflineLatency:
     ) -> tuple[int, int, int]:
         """FLOPs, bytes and kernels. Prefill attends to one sequence after the other, half a prompt at the mean."""
         model, rows = self._model, batch * input_tokens
-        shapes = model.linear_shapes.values()
-        weights = sum(n * k for n, k in shapes)
+        linears = model.linears.values()
+        weights = sum(linear.out_features * linear.in_features for linear in linears)
         attended = past_tokens + (input_tokens + 1) // 2
         queries = model.num_attention_heads * model.head_dim
-        elements = rows * sum(n + k for n, k in shapes) + batch * (past_tokens + input_tokens) * (
-            model.kv_elements_per_token
-        )
+        activations = rows * sum(linear.out_features + linear.in_features for linear in linears)
+        elements = activations + batch * (past_tokens + input_tokens) * model.kv_elements_per_token
         num_bytes = memory.decoder_layer_bytes(model, choice, device.element_bytes) + elements * device.element_bytes
         kernels = LAYER_KERNELS + ATTENTION_KERNELS * (batch if phase is Phase.PREFILL else 1)
         if choice.is_quantised:
             num_bytes += weights * UNPACK_BYTES
-            kernels += UNPACK_KERNELS * len(shapes)
+            kernels += UNPACK_KERNELS * len(linears)
         return 2 * rows * weights + 4 * rows * attended * queries, num_bytes, kernels
 
 

@@ -4,7 +4,8 @@ Both see the pipeline as a ring of stations: the compute of each stage, each lin
 of the sampled tokens from the last stage to the first. A station works on one micro-batch at a time.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -69,14 +70,27 @@ class StationCosts(Protocol):
 
 @dataclass(frozen=True)
 class Makespan:
-    """`prefill_s` ends when the last prompt's token is back, `decode_s` is what follows."""
+    """`prefill_s` ends when the last prompt's token is back, `decode_s` is what follows.
+
+    `busy_s[phase][stage]` is how long a stage computes in that time; some of the first may be work on early tokens.
+    """
 
     prefill_s: float
     decode_s: float
+    busy_s: Mapping[Phase, tuple[float, ...]]
 
     @property
     def total_s(self) -> float:
         return self.prefill_s + self.decode_s
+
+    def idle_share(self, stage: int) -> float:
+        """Of the whole time: 1 - busy / makespan."""
+        return max(0.0, 1 - sum(busy_s[stage] for busy_s in self.busy_s.values()) / self.total_s)
+
+    def phase_idle_share(self, stage: int, phase: Phase) -> float:
+        """Of one phase's time; 0 where the phase takes none."""
+        seconds = self.prefill_s if phase is Phase.PREFILL else self.decode_s
+        return max(0.0, 1 - self.busy_s[phase][stage] / seconds) if seconds else 0.0
 
 
 def recurrence(
@@ -87,11 +101,14 @@ def recurrence(
     Each station serves in the same order: the prefill micro-batches, then the decode micro-batches round by round.
     A decode micro-batch enters stage 0 when the last token of each of its sequences is back and stage 0 is free.
     """
-    free_s = [0.0] * (2 * costs.num_stages)
+    free_s, early_s, late_s = ([0.0] * (2 * costs.num_stages) for _ in range(3))
 
-    def run(stations: Sequence[float], ready_s: float) -> float:
+    def run(stations: Sequence[float], ready_s: float, prefill_s: float = math.inf) -> float:
         for station, seconds in enumerate(stations):
             ready_s = free_s[station] = max(ready_s, free_s[station]) + seconds
+            late = min(seconds, max(0.0, ready_s - prefill_s))
+            early_s[station] += seconds - late
+            late_s[station] += late
         return ready_s
 
     token_back_s = [0.0] * workload.batch_size
@@ -106,8 +123,9 @@ def recurrence(
         past_tokens = workload.prompt_tokens + step
         stations = {size: _stations(costs, Phase.DECODE, size, past_tokens) for size in {len(r) for r in micro_batches}}
         for index, sequences in enumerate(micro_batches):
-            end_s = ready_s[index] = run(stations[len(sequences)], ready_s[index])
-    return Makespan(prefill_s, end_s - prefill_s)
+            end_s = ready_s[index] = run(stations[len(sequences)], ready_s[index], prefill_s)
+    busy_s = {Phase.PREFILL: tuple(early_s[::2]), Phase.DECODE: tuple(late_s[::2])}  # every other station is a stage
+    return Makespan(prefill_s, end_s - prefill_s, busy_s)
 
 
 def _stations(costs: StationCosts, phase: Phase, batch: int, past_tokens: int) -> list[float]:

@@ -1,6 +1,7 @@
 """Causal attention with grouped key-value heads over the slots of a `KVCache`."""
 
 import math
+from functools import lru_cache
 
 import torch
 
@@ -13,11 +14,19 @@ QUERY_BLOCK = 256  # query rows whose scores exist at once in prefill
 
 
 def attend(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layer: int, batch: MicroBatch, cache: KVCache
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    layer: int,
+    batch: MicroBatch,
+    cache: KVCache,
+    window: int | None = None,
+    slopes: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Store `key` and `value` `[rows, kv_heads, head_dim]`, then attend with `query` `[rows, heads, head_dim]`.
 
-    Gives `[rows, heads · head_dim]`, zero in padding rows.
+    A token sees itself and those before it, the newest `window` of them if there is a window. `slopes` `[heads]` are
+    ALiBi's. Gives `[rows, heads · head_dim]`, zero in padding rows.
     """
     output = query.new_zeros(len(query), query.shape[1] * query.shape[2])
     keys, values = cache.keys[layer], cache.values[layer]
@@ -26,17 +35,24 @@ def attend(
         positions = batch.positions[:live]
         keys[batch.slot_index, :, positions] = key[:live]
         values[batch.slot_index, :, positions] = value[:live]
-        output[:live] = _decode(query[:live], keys, values, batch)
+        output[:live] = _decode(query[:live], keys, values, batch, window, slopes)
         return output
     for slot, past, rows in zip(batch.slots, batch.past_tokens, batch.row_ranges, strict=True):
         end = past + rows.stop - rows.start
         keys[slot, :, past:end] = key[rows].transpose(0, 1)
         values[slot, :, past:end] = value[rows].transpose(0, 1)
-        output[rows] = _prefill(query[rows], keys[slot, :, :end], values[slot, :, :end], past)
+        output[rows] = _prefill(query[rows], keys[slot, :, :end], values[slot, :, :end], past, window, slopes)
     return output
 
 
-def _prefill(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, past: int) -> torch.Tensor:
+def _prefill(
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    past: int,
+    window: int | None,
+    slopes: torch.Tensor | None,
+) -> torch.Tensor:
     """One sequence: `query` `[new, heads, head_dim]`, `keys` and `values` `[kv_heads, past + new, head_dim]`."""
     new, heads, head_dim = query.shape
     kv_heads, tokens, _ = keys.shape
@@ -47,17 +63,25 @@ def _prefill(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, past
         block = grouped[:, :, first : first + QUERY_BLOCK]
         scores = block @ keys.unsqueeze(1).transpose(2, 3) / math.sqrt(head_dim)
         query_position = past + first + torch.arange(block.shape[2], device=query.device)
-        scores.masked_fill_(key_position > query_position[:, None], -math.inf)
+        if slopes is not None:  # softmax sees differences only, and distances keep their precision in half floats
+            scores += slopes.view(kv_heads, -1, 1, 1) * (key_position - query_position[-1])
+        scores.masked_fill_(_unseen(key_position, query_position[:, None], window), -math.inf)
         weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(values.dtype)
         blocks.append(weights @ values.unsqueeze(1))
     return torch.cat(blocks, dim=2).permute(2, 0, 1, 3).reshape(new, heads * head_dim)
 
 
-def _decode(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, batch: MicroBatch) -> torch.Tensor:
+def _decode(
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    batch: MicroBatch,
+    window: int | None,
+    slopes: torch.Tensor | None,
+) -> torch.Tensor:
     """One row per sequence: `query` `[sequences, heads, head_dim]` over whole caches `keys`, `values`."""
     sequences, heads, head_dim = query.shape
     kv_heads = keys.shape[1]
-    lengths = batch.positions[:sequences] + 1
     tokens = round_up_to_block(max(batch.past_tokens) + 1)  # so that reductions keep their order
     first, last = batch.slots[0], batch.slots[-1]
     if batch.slots == tuple(range(first, last + 1)):  # neighbours: a view serves
@@ -65,7 +89,30 @@ def _decode(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, batch
     else:
         keys, values = keys[batch.slot_index, :, :tokens], values[batch.slot_index, :, :tokens]
     scores = query.view(sequences, kv_heads, heads // kv_heads, head_dim) @ keys.transpose(2, 3) / math.sqrt(head_dim)
-    beyond = torch.arange(tokens, device=query.device) >= lengths[:, None]
-    scores.masked_fill_(beyond[:, None, None, :], -math.inf)
+    key_position = torch.arange(tokens, device=query.device)
+    query_position = batch.positions[:sequences, None]
+    if slopes is not None:
+        scores += slopes.view(kv_heads, -1, 1) * (key_position - query_position)[:, None, None, :]
+    unseen = _unseen(key_position, query_position, window)
+    scores.masked_fill_(unseen[:, None, None, :], -math.inf)
     weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(values.dtype)
     return (weights @ values).view(sequences, heads * head_dim)
+
+
+def _unseen(key_position: torch.Tensor, query_position: torch.Tensor, window: int | None) -> torch.Tensor:
+    later = key_position > query_position
+    return later if window is None else later | (key_position <= query_position - window)
+
+
+@lru_cache(maxsize=4)
+def alibi_slopes(heads: int, device: torch.device) -> torch.Tensor:
+    """Of each head, float32: a geometric series (Press et al., arXiv 2108.12409).
+
+    Between two powers of two it is the smaller one's series and then every other term of the larger one's.
+    """
+    whole = 2 ** int(math.log2(heads))
+
+    def series(count: int) -> list[float]:
+        return [2.0 ** (-8.0 * term / count) for term in range(1, count + 1)]
+
+    return torch.tensor([*series(whole), *series(2 * whole)[::2][: heads - whole]], device=device)

@@ -3,6 +3,7 @@
 import os
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 
 import torch
 
@@ -41,3 +42,27 @@ def join_process_group(device: Device) -> Runtime:
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(runtime.backend, auto_mpi_discovery=False, timeout=FOREVER, verbose=False)
     return runtime
+
+
+class PeakMemory:
+    """What this process held at most since it was made: beyond what imports took on a CPU (Linux), and on a GPU what
+    torch allocated there."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+            return
+        Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
+        self._before = _status_bytes("VmRSS")
+
+    @property
+    def num_bytes(self) -> int:
+        if self._device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self._device)
+        return _status_bytes("VmHWM") - self._before
+
+
+def _status_bytes(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(field)).split()[1]) * 1024

@@ -29,7 +29,7 @@ def build_engine(
 
     module = PlannedPipelineModule([planned(position) for position in range(spec.num_layers)], plan.bounds)
     if len(plan.stages) == 1 and spec.tie_word_embeddings:
-        module.forward_funcs[-1].lm_head.weight = module.forward_funcs[0].weight
+        module.forward_funcs[-1].lm_head.weight = module.forward_funcs[0].embed_tokens.weight
     cache = KVCache(
         plan.decoder_range(stage),
         plan.workload.batch_size,

@@ -10,7 +10,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from hetero_infer.spec import HeteroInferError, InputError, Plan, RunConfig
+from hetero_infer.spec import HeteroInferError, Plan, RunConfig
 from hetero_infer.supervisor.channel import WorkerChannel
 
 NEIGHBOUR_LEFT = ("Connection closed by peer", "Connection reset by peer")  # gloo's words
@@ -35,7 +35,7 @@ def main() -> int:
 
 
 def _work(channel: WorkerChannel, plan: Plan, config: RunConfig, stage: int) -> None:
-    from hetero_infer.pipeline.device import join_process_group
+    from hetero_infer.pipeline.device import PeakMemory, join_process_group
 
     runtime = join_process_group(plan.device_of(stage))
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
@@ -44,26 +44,28 @@ def _work(channel: WorkerChannel, plan: Plan, config: RunConfig, stage: int) -> 
     from hetero_infer.checkpoint.shards import ShardStore
     from hetero_infer.pipeline.stage import build_engine
 
-    folder = ModelFolder(config.model)
-    if folder.digest != plan.model["digest"]:
-        raise InputError(
-            f"the plan is for the model {plan.model['digest']} ({plan.model['path']}), and {config.model} is "
-            f"{folder.digest}; plan again"
-        )
+    folder = ModelFolder(config.model)  # its digest was compared with the plan's when this host quantised
     is_quantised = any(choice.is_quantised for choice in plan.stages[stage].layers)
-    shards = ShardStore.of_model(config.checkpoint, folder.digest) if is_quantised else None
+    shards = ShardStore.of_model(config.checkpoint, plan.model["digest"]) if is_quantised else None
+    peak_memory = PeakMemory(runtime.device)
     engine = build_engine(plan, stage, folder, shards, runtime)
-    if stage > 0:
-        engine.follow()
-        channel.send({"event": "ready"})
-        while engine.follow():
-            pass
-        return
+    (_lead if stage == 0 else _follow)(channel, engine, plan)
+    channel.send({"event": "peak_memory", "num_bytes": peak_memory.num_bytes})
+
+
+def _lead(channel: WorkerChannel, engine: Any, plan: Plan) -> None:
     engine.generate(_warm_up_batch(plan))
     channel.send({"event": "ready"})
     while (command := channel.receive())["command"] != "shutdown":
         _generate(channel, engine, command["requests"])
     engine.shut_down()
+
+
+def _follow(channel: WorkerChannel, engine: Any, plan: Plan) -> None:
+    engine.follow()  # the warm-up batch
+    channel.send({"event": "ready"})
+    while engine.follow():
+        pass
 
 
 def _warm_up_batch(plan: Plan) -> list[Any]:

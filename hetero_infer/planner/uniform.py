@@ -6,7 +6,7 @@ from hetero_infer.cost.memory import plan_memory
 from hetero_infer.planner.check import missing_mib
 from hetero_infer.planner.estimate import estimate_plan
 from hetero_infer.planner.request import PlanRequest
-from hetero_infer.spec.choice import UNQUANTISED, Choice
+from hetero_infer.spec.choice import DEFAULT_GROUP_SIZE, UNQUANTISED, Choice
 from hetero_infer.spec.plan import Plan, StagePlan
 
 
@@ -36,14 +36,20 @@ def why_not_uniform(request: PlanRequest, plan: Plan) -> str:
     for choice in sorted(request.choices, key=lambda choice: -choice.bits):
         uniform = uniform_plan(plan, choice)
         if uniform.stages == plan.stages:
-            return f"this is the even split at {choice.bits} bits; no other is faster"
+            return f"this is the even split, at {bits_words(choice)}"
         obstacle = _obstacle(request, uniform)
         if obstacle is None:
             estimate = estimate_plan(uniform, request.model, request.cluster, request.latency)
-            reasons.append(f"{choice.bits} bits takes {estimate.total_s / plan.estimate.total_s:.2f}x as long")
+            reasons.append(f"{bits_words(choice)} would take {estimate.total_s / plan.estimate.total_s:.2f}x as long")
             break
-        reasons.append(f"{choice.bits} bits {obstacle}")
+        reasons.append(f"{bits_words(choice)} {obstacle}")
     return "an even split at " + ", at ".join(reasons)
+
+
+def bits_words(choice: Choice) -> str:
+    """``4 bits``; the groups only where they are not the usual ones."""
+    unusual = choice.is_quantised and choice.group_size != DEFAULT_GROUP_SIZE
+    return f"{choice.bits} bits" + (f" in groups of {choice.group_size}" if unusual else "")
 
 
 def _obstacle(request: PlanRequest, plan: Plan) -> str | None:
@@ -52,6 +58,8 @@ def _obstacle(request: PlanRequest, plan: Plan) -> str | None:
         device = plan.device_of(stage)
         if memory.total > device.memory_bytes:
             return f"lacks {missing_mib(memory.total - device.memory_bytes)} on {device.name}"
+        if not set(plan.decoder_choices) <= set(request.latency.allowed_choices(device, request.choices)):
+            return f"is not measured on a {device.type}"
     loss = sum(request.sensitivity.of(layer, choice) for layer, choice in enumerate(plan.decoder_choices))
     if loss > request.omega_limit:
         return f"loses {loss:.3f} of {request.omega_limit:.3f} {request.sensitivity.unit}"

@@ -5,26 +5,27 @@ from torch import nn
 
 from hetero_infer.quant.packing import pack_codes, pad_to_block, unpack_codes
 from hetero_infer.spec import Choice
+from hetero_infer.spec.model import Linear
 
 SMALLEST_SCALE = 2.0**-24  # above 0 in float16: a group of nearly 0 must not be divided by 0
 
 
-def linear_for(choice: Choice, in_features: int, out_features: int) -> nn.Module:
-    """An empty Linear without bias, ready for its weights."""
+def linear_for(choice: Choice, linear: Linear) -> nn.Module:
+    """An empty Linear, ready for its weights."""
     if choice.is_quantised:
-        return QuantLinear(choice, in_features, out_features)
-    return nn.Linear(in_features, out_features, bias=False)
+        return QuantLinear(choice, linear.in_features, linear.out_features, linear.has_bias)
+    return nn.Linear(linear.in_features, linear.out_features, linear.has_bias)
 
 
 class QuantLinear(nn.Module):
-    """A Linear whose weights stay packed; a forward pass dequantises them and multiplies.
+    """A Linear whose weights stay packed; a forward pass dequantises them and multiplies. A bias is not quantised.
 
     The buffers follow the GPTQ checkpoint convention, with K = in_features and N = out_features rounded up to 32
     where packing needs it: `qweight` int32 `[K·b/32, N]`, `qzeros` int32 `[groups, N·b/32]` holding zero - 1,
     `scales` float16 `[groups, N]`, `g_idx` int32 `[K]`.
     """
 
-    def __init__(self, choice: Choice, in_features: int, out_features: int) -> None:
+    def __init__(self, choice: Choice, in_features: int, out_features: int, has_bias: bool = False) -> None:
         super().__init__()
         self.choice = choice
         self.in_features = in_features
@@ -36,6 +37,7 @@ class QuantLinear(nn.Module):
         self.register_buffer("qzeros", torch.zeros(groups, packed_zeros, dtype=torch.int32))
         self.register_buffer("scales", torch.zeros(groups, out_features, dtype=torch.float16))
         self.register_buffer("g_idx", torch.zeros(in_features, dtype=torch.int32))
+        self.bias = nn.Parameter(torch.zeros(out_features), requires_grad=False) if has_bias else None
 
     def dequantised(self, dtype: torch.dtype) -> torch.Tensor:
         """The weight, `[in_features, out_features]`."""
@@ -47,7 +49,8 @@ class QuantLinear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`[rows, in_features]` to `[rows, out_features]`."""
-        return x @ self.dequantised(x.dtype)
+        product = x @ self.dequantised(x.dtype)
+        return product if self.bias is None else product + self.bias
 
 
 def pack_linear(

@@ -30,6 +30,8 @@ class RunConfig:
     max_perplexity_increase: float
     text: Path
     calibration: Path
+    calibration_windows: int
+    calibration_tokens: int
     choices: tuple[Choice, ...]
     sensitivity: Path
     checkpoint: Path
@@ -79,6 +81,8 @@ class RunConfig:
             max_perplexity_increase=float(reader.take("quality", "max_perplexity_increase", (int, float), 0.1)),
             text=Path(reader.take("quality", "text", str, str(model_folder / "heldout.txt"))),
             calibration=Path(reader.take("quality", "calibration", str, str(model_folder / "calibration.txt"))),
+            calibration_windows=reader.take("quality", "calibration_windows", int, 32),
+            calibration_tokens=reader.take("quality", "calibration_tokens", int, 256),
             choices=reader.choices("quality", "choices"),
             sensitivity=Path(reader.take("quality", "sensitivity", str, str(work / "sensitivity.json"))),
             checkpoint=Path(reader.take("paths", "checkpoint", str, str(work / "checkpoint"))),
@@ -89,6 +93,9 @@ class RunConfig:
             port=reader.take("server", "port", int, 8000),
         )
         reader.refuse_the_rest()
+        for name in ("calibration_windows", "calibration_tokens"):
+            if getattr(config, name) < 1:
+                raise InputError(f"{where}: [quality] {name} = {getattr(config, name)}, must be at least 1")
         if config.max_perplexity_increase < 0:
             raise InputError(
                 f"{where}: max_perplexity_increase = {config.max_perplexity_increase}, must not be negative"

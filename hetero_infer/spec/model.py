@@ -1,24 +1,94 @@
-"""`ModelSpec`: the facts of a decoder model, under the field names of Hugging Face's ``config.json``."""
+"""`ModelSpec`: a decoder model in facts, whatever its family: what parts it has, their shapes, their tensors' names.
 
-import json
+`spec/families/` makes one from a Hugging Face ``config.json``; `models/` builds the layers from it. Parts have one name
+each, Llama's: `embed_tokens`, `input_layernorm`, `self_attn.q_proj`, `mlp.up_proj`, `norm`, `lm_head` …
+"""
+
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 from hetero_infer.spec.errors import InputError
-from hetero_infer.spec.files import read_text
 
-REFUSED_FIELDS = ("rope_scaling", "attention_bias", "mlp_bias", "sliding_window")
-POSITIVE_FIELDS = (
-    *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
-    *("num_key_value_heads", "head_dim", "max_position_embeddings", "rms_norm_eps", "rope_theta"),
-)
+
+class Linear(NamedTuple):
+    """Its weight is `[out_features, in_features]`."""
+
+    out_features: int
+    in_features: int
+    has_bias: bool
+
+
+@dataclass(frozen=True)
+class Norm:
+    """RMSNorm has a weight, LayerNorm a weight and a bias, unless it is not `affine`."""
+
+    kind: Literal["rms", "layer"]
+    epsilon: float
+    affine: bool = True
+
+    def elements(self, size: int) -> int:
+        return size * ({"rms": 1, "layer": 2}[self.kind] if self.affine else 0)
+
+
+@dataclass(frozen=True)
+class LinearScaling:
+    """Positions divided by `factor`."""
+
+    factor: float
+
+
+@dataclass(frozen=True)
+class Llama3Scaling:
+    """Llama 3.1's: low frequencies divided by `factor`, high ones kept, a ramp between."""
+
+    factor: float
+    low_freq_factor: float
+    high_freq_factor: float
+    original_max_position_embeddings: int
+
+
+@dataclass(frozen=True)
+class YarnScaling:
+    """YaRN (Peng et al., arXiv 2309.00071). `attention_factor` scales cosines and sines."""
+
+    factor: float
+    original_max_position_embeddings: int
+    attention_factor: float
+    beta_fast: float
+    beta_slow: float
+
+
+@dataclass(frozen=True)
+class Rope:
+    """Rotary positions (Su et al., arXiv 2104.09864) over a whole head."""
+
+    theta: float
+    scaling: LinearScaling | Llama3Scaling | YarnScaling | None = None
+
+
+@dataclass(frozen=True)
+class LearnedPositions:
+    """A table that is added to the embedding; position `p` is its row `p + offset`."""
+
+    offset: int
+
+
+@dataclass(frozen=True)
+class Alibi:
+    """A bias on the scores that is linear in the distance (Press et al., arXiv 2108.12409)."""
 
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """One Llama-style decoder. The pipeline's layers are `[embedding, decoder 0, …, decoder L-1, head]`."""
+    """The pipeline's layers are `[embedding, decoder 0, …, decoder L-1, head]`.
+
+    `tensors` maps each part to its tensors' stem in the model folder, with ``{}`` for the number of a decoder layer;
+    a part that is not in it is a part that the model does not have. `biased` names the decoder Linears with a bias.
+    `embedding_size` differs from `hidden_size` where the ends are projected. `sliding_windows[layer]` is how many of
+    the newest tokens a decoder layer sees, None for all; it is empty where every layer sees all.
+    """
 
     model_type: str
     vocab_size: int
@@ -29,25 +99,29 @@ class ModelSpec:
     num_key_value_heads: int
     head_dim: int
     max_position_embeddings: int
-    rms_norm_eps: float
-    rope_theta: float
+    norm: Norm
+    positions: Rope | LearnedPositions | Alibi
+    activation: str
+    embedding_size: int
     tie_word_embeddings: bool
     eos_token_ids: tuple[int, ...]
+    tensors: Mapping[str, str]
+    biased: frozenset[str] = frozenset()
+    sliding_windows: tuple[int | None, ...] = ()
+    norms_after: bool = False  # each norm after its residual sum, not before its block
+    residual_is_normed: bool = False  # the residual of a block is its normed input
 
     def __post_init__(self) -> None:
-        if self.model_type != "llama":
-            raise InputError(f"model_type {self.model_type!r}: this version runs the 'llama' family")
-        for field in POSITIVE_FIELDS:
-            value = getattr(self, field)
-            if type(value) not in (int, float) or not value > 0:
-                raise InputError(f"{field} = {value!r}: a number above 0")
         if self.num_attention_heads % self.num_key_value_heads:
             raise InputError(
                 f"num_attention_heads = {self.num_attention_heads} is no multiple of "
                 f"num_key_value_heads = {self.num_key_value_heads}"
             )
-        if self.head_dim % 2:
+        if isinstance(self.positions, Rope) and self.head_dim % 2:
             raise InputError(f"head_dim = {self.head_dim}: rotary embeddings need an even one")
+
+    def has(self, part: str) -> bool:
+        return part in self.tensors
 
     @property
     def num_layers(self) -> int:
@@ -55,68 +129,82 @@ class ModelSpec:
         return self.num_hidden_layers + 2
 
     @property
-    def linear_shapes(self) -> dict[str, tuple[int, int]]:
-        """`(out_features, in_features)` of each Linear of one decoder layer, by its name in the layer."""
+    def linears(self) -> dict[str, Linear]:
+        """Those of one decoder layer, by part: what a choice below 16 bits quantises."""
+        hidden, inner = self.hidden_size, self.intermediate_size
         queries = self.num_attention_heads * self.head_dim
         keys = self.num_key_value_heads * self.head_dim
-        return {
-            "self_attn.q_proj": (queries, self.hidden_size),
-            "self_attn.k_proj": (keys, self.hidden_size),
-            "self_attn.v_proj": (keys, self.hidden_size),
-            "self_attn.o_proj": (self.hidden_size, queries),
-            "mlp.gate_proj": (self.intermediate_size, self.hidden_size),
-            "mlp.up_proj": (self.intermediate_size, self.hidden_size),
-            "mlp.down_proj": (self.hidden_size, self.intermediate_size),
+        shapes = {
+            "self_attn.qkv_proj": (queries + 2 * keys, hidden),
+            "self_attn.q_proj": (queries, hidden),
+            "self_attn.k_proj": (keys, hidden),
+            "self_attn.v_proj": (keys, hidden),
+            "self_attn.o_proj": (hidden, queries),
+            "mlp.gate_proj": (inner, hidden),
+            "mlp.up_proj": (inner, hidden),
+            "mlp.down_proj": (hidden, inner),
         }
+        return {part: Linear(*shape, part in self.biased) for part, shape in shapes.items() if self.has(part)}
 
     @property
     def norm_elements(self) -> int:
-        """Of one decoder layer: parameters that are never quantised."""
-        return 2 * self.hidden_size
+        """Parameters of the norms of one decoder layer."""
+        sizes = {
+            "input_layernorm": self.hidden_size,
+            "post_attention_layernorm": self.hidden_size,
+            "self_attn.q_norm": self.head_dim,
+            "self_attn.k_norm": self.head_dim,
+        }
+        return sum(self.norm.elements(size) for part, size in sizes.items() if self.has(part))
+
+    @property
+    def table_elements(self) -> int:
+        """Of the token embedding, and of the head's matrix."""
+        return self.vocab_size * self.embedding_size
+
+    @property
+    def embedding_elements(self) -> int:
+        """Parameters of the embedding besides its table of tokens."""
+        return self._present(
+            embed_positions=self.num_positions * self.hidden_size,
+            project_in=self.embedding_size * self.hidden_size,
+            embed_norm=self.norm.elements(self.hidden_size),
+        )
+
+    @property
+    def head_elements(self) -> int:
+        """Parameters of the head besides its matrix."""
+        return self._present(
+            norm=self.norm.elements(self.hidden_size),
+            project_out=self.embedding_size * self.hidden_size,
+        )
+
+    def _present(self, **elements: int) -> int:
+        return sum(count for part, count in elements.items() if self.has(part))
+
+    @property
+    def num_positions(self) -> int:
+        """Rows of the table of positions; 0 without one."""
+        if isinstance(self.positions, LearnedPositions):
+            return self.max_position_embeddings + self.positions.offset
+        return 0
 
     @property
     def kv_elements_per_token(self) -> int:
         """Key and value entries that one decoder layer keeps for one token."""
         return 2 * self.num_key_value_heads * self.head_dim
 
+    def sliding_window(self, layer: int) -> int | None:
+        return self.sliding_windows[layer] if self.sliding_windows else None
+
     @classmethod
     def from_folder(cls, folder: Path) -> "ModelSpec":
-        path = folder / "config.json"
-        if not path.exists():
-            raise InputError(f"model {folder}: no config.json there; [model] path names a Hugging Face model folder")
-        try:
-            content = json.loads(read_text(path, "model config"))
-        except json.JSONDecodeError as error:
-            raise InputError(f"model config {path}: not JSON ({error})") from error
-        return cls.from_config(content, str(path))
+        from hetero_infer.spec.families import read_model  # late: families make specs
+
+        return read_model(folder)
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], where: str) -> "ModelSpec":
-        for field in REFUSED_FIELDS:
-            if config.get(field):
-                raise InputError(f"{where}: {field} = {config[field]!r} is not supported yet")
-        rope = config.get("rope_parameters") or {}  # where transformers 5 keeps what rope_theta was before
-        if rope.get("rope_type", "default") != "default" or config.get("partial_rotary_factor") not in (None, 1.0):
-            raise InputError(f"{where}: rope_parameters = {rope!r} or partial_rotary_factor is not supported yet")
-        if config.get("hidden_act", "silu") != "silu":
-            raise InputError(f"{where}: hidden_act = {config['hidden_act']!r}, the llama family uses 'silu'")
-        try:
-            heads = config["num_attention_heads"]
-            eos = config.get("eos_token_id")
-            return cls(
-                model_type=config["model_type"],
-                vocab_size=config["vocab_size"],
-                hidden_size=config["hidden_size"],
-                intermediate_size=config["intermediate_size"],
-                num_hidden_layers=config["num_hidden_layers"],
-                num_attention_heads=heads,
-                num_key_value_heads=config.get("num_key_value_heads") or heads,
-                head_dim=config.get("head_dim") or config["hidden_size"] // heads,
-                max_position_embeddings=config["max_position_embeddings"],
-                rms_norm_eps=config.get("rms_norm_eps", 1e-6),
-                rope_theta=rope.get("rope_theta", config.get("rope_theta", 10000.0)),
-                tie_word_embeddings=config.get("tie_word_embeddings", False),
-                eos_token_ids=() if eos is None else tuple(eos) if isinstance(eos, list) else (eos,),
-            )
-        except KeyError as error:
-            raise InputError(f"{where}: the field {error} is missing") from error
+        from hetero_infer.spec.families import spec_of
+
+        return spec_of(config, where)

@@ -55,6 +55,10 @@ class PlanEstimate:
     def total_s(self) -> float:
         return self.prefill_s + self.decode_s
 
+    def memory_of(self, stage: int) -> int:
+        """Bytes of all parts."""
+        return sum(self.memory_bytes[stage].values())
+
 
 @dataclass(frozen=True)
 class QualityPlan:

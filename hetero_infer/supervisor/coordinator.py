@@ -26,6 +26,7 @@ from hetero_infer.supervisor.say import say
 from hetero_infer.supervisor.setup import Setup
 
 CANCEL_S = 3
+MIB = 2**20
 
 
 class Peer:
@@ -112,6 +113,7 @@ class Coordinator:
         first = self._peers[self._map.launcher_ranks[0]].connection
         await self._job.run(RunningPipeline(plan, first.send, self._events))
         await self._shut_down()
+        self._say_memory(plan)
 
     async def _join(self, devices: tuple[Device, ...]) -> None:
         """`devices[rank]`, if the launcher started as many as the plan or the config has."""
@@ -162,6 +164,18 @@ class Coordinator:
             await asyncio.wait_for(ended, self._limits.stop_s)
         except TimeoutError:
             say("the work is done, but not every worker left when told to; ending them")
+
+    def _say_memory(self, plan: Plan) -> None:
+        """What each stage held at most, beside the plan's figure and its budget."""
+        for stage, rank in enumerate(self._map.launcher_ranks):
+            if rank not in self._said["peak_memory"]:  # it did not leave by itself
+                continue
+            peak = self._said["peak_memory"][rank]["num_bytes"]
+            planned = f"planned {_mib(plan.estimate.memory_of(stage))}, " if plan.estimate else ""
+            device = plan.device_of(stage)
+            say(
+                f"stage {stage} on {device.name}: at most {_mib(peak)} MiB, {planned}budget {_mib(device.memory_bytes)}"
+            )
 
     # Members: who is there, what they say.
 
@@ -285,3 +299,7 @@ class Coordinator:
             if all(rank in self._peers and self._peers[rank].is_gone for rank in self._awaited):
                 return
             await asyncio.sleep(0.02)
+
+
+def _mib(num_bytes: int) -> str:
+    return f"{num_bytes / MIB:.1f}"

@@ -18,7 +18,7 @@ from hetero_infer.checkpoint.shards import ShardStore
 from hetero_infer.checkpoint.text import CalibrationWindows
 from hetero_infer.quant.linear import QuantLinear
 from hetero_infer.spec import UNQUANTISED, Choice, InputError
-from tests.tiny_model import write_tiny_model
+from tests.tiny_model import BLOOM, OPT, TINY, write_tiny_model
 
 MIXED = (Choice(3, 32), Choice(4, 64), UNQUANTISED, Choice(8, 32))
 
@@ -56,6 +56,23 @@ def layers_made(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, Choice]]:
 
     monkeypatch.setattr(quantise, "_quantise", spy)
     return made
+
+
+@pytest.mark.parametrize(
+    "family", [OPT | {"ffn_dim": 90}, BLOOM, TINY | {"model_type": "qwen2"}], ids=["opt", "bloom", "qwen2"]
+)
+def test_other_families_and_their_biases_are_quantised(
+    family: dict[str, object], windows: CalibrationWindows, tmp_path: Path
+) -> None:
+    folder = ModelFolder(write_tiny_model(tmp_path / "model", family=family))
+    choices = (Choice(8, 32), Choice(8, 64), Choice(8, 128))
+    shards = quantise_layers(folder, enumerate(choices), windows, tmp_path / "checkpoint")
+    mixed = single_process_model(folder, choices, shards)
+    plain = single_process_model(folder, choices, shards, dequantised=True)
+    text = torch.arange(50)[None]
+    assert torch.equal(mixed.logits(text), plain.logits(text))
+    exact = single_process_model(folder).logits(text)
+    assert 0 < (mixed.logits(text) - exact).norm() < 0.05 * exact.norm()
 
 
 def test_a_mixed_model_equals_one_with_the_dequantised_weights(folder: ModelFolder, shards: ShardStore) -> None:
@@ -102,7 +119,9 @@ def test_a_quantised_layer_reads_its_norms_and_its_shard_only(
 ) -> None:
     read: list[str] = []
     tensor = ModelFolder.tensor
-    monkeypatch.setattr(ModelFolder, "tensor", lambda folder, name: read.append(name) or tensor(folder, name))
+    monkeypatch.setattr(
+        ModelFolder, "tensor", lambda folder, name, *how: read.append(name) or tensor(folder, name, *how)
+    )
     load_layer(folder, 1, MIXED[0], shards)
     assert sorted(read) == [
         "model.layers.0.input_layernorm.weight",

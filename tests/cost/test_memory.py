@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+import torch
 
 from hetero_infer.cost.memory import (
     decoder_layer_bytes,
@@ -12,27 +13,48 @@ from hetero_infer.cost.memory import (
     stage_memory,
     workspace_bytes,
 )
+from hetero_infer.models import layers_of
 from hetero_infer.spec import UNQUANTISED, Choice, ModelSpec, Workload
+from hetero_infer.spec.model import Linear
+from tests.tiny_model import BLOOM, OPT, TINY
 
-MODEL = ModelSpec("llama", 100, 64, 96, 4, 4, 2, 16, 512, 1e-6, 1e4, False, (1,))
+LLAMA = {
+    "model_type": "llama",
+    "vocab_size": 100,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
+FAMILIES = (
+    TINY | {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True},
+    TINY | {"model_type": "qwen2"},
+    TINY | {"model_type": "qwen3"},
+    OPT,
+    OPT | {"do_layer_norm_before": False, "word_embed_proj_dim": 20, "tie_word_embeddings": False},
+    OPT | {"layer_norm_elementwise_affine": False, "enable_bias": False},
+    BLOOM,
+)
+MODEL = ModelSpec.from_config(LLAMA, "here")
 WORKLOAD = Workload(batch_size=6, prompt_tokens=50, new_tokens=20)
 
 
 def test_an_unquantised_linear_takes_an_element_per_weight() -> None:
-    assert linear_bytes(96, 64, UNQUANTISED, 4) == 96 * 64 * 4
-    assert linear_bytes(96, 64, UNQUANTISED, 2) == 96 * 64 * 2
+    assert linear_bytes(Linear(96, 64, False), UNQUANTISED, 4) == 96 * 64 * 4
+    assert linear_bytes(Linear(96, 64, False), UNQUANTISED, 2) == 96 * 64 * 2
 
 
 @pytest.mark.parametrize("bits", [3, 4, 8])
 def test_a_quantised_linear_takes_words_zeros_scales_and_group_indices(bits: int) -> None:
     # 64 inputs are 2 * bits words of int32 per output; one group; 96 outputs are 3 * bits words of zeros
     by_hand = 2 * bits * 96 * 4 + 1 * 3 * bits * 4 + 1 * 96 * 2 + 64 * 4
-    assert linear_bytes(96, 64, Choice(bits, 64), 4) == by_hand
+    assert linear_bytes(Linear(96, 64, False), Choice(bits, 64), 4) == by_hand
 
 
 def test_a_quantised_linear_is_padded_to_whole_words_and_groups() -> None:
     # K = 70 → 96 packed inputs, 2 groups of 64; N = 33 → 64 packed zeros
-    assert linear_bytes(33, 70, Choice(4, 64), 4) == 12 * 33 * 4 + 2 * 8 * 4 + 2 * 33 * 2 + 70 * 4
+    assert linear_bytes(Linear(33, 70, False), Choice(4, 64), 4) == 12 * 33 * 4 + 2 * 8 * 4 + 2 * 33 * 2 + 70 * 4
 
 
 def test_a_decoder_layer_is_its_linears_and_its_norms() -> None:
@@ -93,3 +115,25 @@ def test_a_stage_is_the_sum_of_its_layers_and_only_pays_for_dequantising_what_is
     assert plain.kv_cache == mixed.kv_cache == 2 * kv_cache_bytes(MODEL, WORKLOAD, 4)
     assert mixed.workspace - plain.workspace == 96 * 64 * (4 + 4)
     assert plain.total == plain.weights + plain.kv_cache + plain.workspace
+
+
+@pytest.mark.parametrize("element_bytes", [2, 4])
+@pytest.mark.parametrize("choice", [UNQUANTISED, Choice(3, 32), Choice(8, 64)])
+@pytest.mark.parametrize("config", FAMILIES, ids=lambda config: config["model_type"])
+def test_every_family_takes_the_bytes_that_its_modules_have(
+    config: dict[str, object], choice: Choice, element_bytes: int
+) -> None:
+    spec = ModelSpec.from_config(config, "here")
+    embedding, *decoders, head = layers_of(spec)
+
+    def num_bytes(module: torch.nn.Module) -> int:
+        parameters = sum(p.numel() for p in module.parameters()) * element_bytes
+        return parameters + sum(buffer.nbytes for buffer in module.buffers())
+
+    with torch.device("meta"):
+        layer, first, last = decoders[0].build(choice), embedding.build(UNQUANTISED), head.build(UNQUANTISED)
+    assert decoder_layer_bytes(spec, choice, element_bytes) == num_bytes(layer)
+    assert end_layer_bytes(spec, True, False, element_bytes) == num_bytes(first)
+    assert end_layer_bytes(spec, False, True, element_bytes) == num_bytes(last)
+    shared = spec.table_elements * element_bytes if spec.tie_word_embeddings else 0
+    assert end_layer_bytes(spec, True, True, element_bytes) == num_bytes(first) + num_bytes(last) - shared

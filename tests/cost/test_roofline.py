@@ -11,7 +11,16 @@ from hetero_infer.cost.roofline import RooflineLatency
 from hetero_infer.spec import UNQUANTISED, Choice, Device, InputError, ModelSpec, Phase, ProfileRow, ProfileTable
 from hetero_infer.spec.gpu_type import GPU_TYPES
 
-MODEL = ModelSpec("llama", 32000, 4096, 11008, 32, 32, 32, 128, 4096, 1e-5, 1e4, False, (2,))
+LLAMA_7B = {
+    "model_type": "llama",
+    "vocab_size": 32000,
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "max_position_embeddings": 4096,
+}
+MODEL = ModelSpec.from_config(LLAMA_7B, "here")
 WEIGHTS = 4 * 4096 * 4096 + 3 * 4096 * 11008
 T4 = Device("a", 0, "t4", 2**34)
 FOUR = Choice(4, 64)

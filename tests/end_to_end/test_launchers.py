@@ -48,6 +48,8 @@ def test_a_batch_has_the_answers_of_one_process_under_either_launcher(
     expected = prepared.greedy(PROMPTS, LIMITS)
     assert run.answers() == expected
     assert json.loads(summary.read_text())["new_tokens"] == sum(map(len, expected))
+    held = re.findall(r"stage (\d) on localhost:\d: at most (\S+) MiB, budget 32\.0", run.said())
+    assert [stage for stage, _ in held] == ["0", "1", "2"] and all(0 < float(peak) < 32 for _, peak in held), held
     assert len({tuple(tokens) for tokens in expected}) == len(PROMPTS)  # a model that says one thing proves little
 
 

@@ -11,7 +11,7 @@ from hetero_infer.checkpoint.model_folder import ModelFolder
 from hetero_infer.models import KVCache, MicroBatch
 from hetero_infer.models.micro_batch import pad_rows
 from hetero_infer.spec import Phase
-from tests.tiny_model import write_tiny_model
+from tests.tiny_model import BLOOM, OPT, write_tiny_model
 
 PROMPT_LENGTHS = (5, 17, 1, 30, 70, 2, 63, 64)
 SHAPES = {
@@ -25,6 +25,10 @@ SHAPES = {
         "vocab_size": 2048,
         "num_hidden_layers": 2,
     },
+    "window": {"model_type": "mistral", "sliding_window": 20},
+    "qwen3": {"model_type": "qwen3"},
+    "opt_350m": {"family": OPT, "do_layer_norm_before": False, "word_embed_proj_dim": 20},
+    "bloom": {"family": BLOOM},
 }
 
 
@@ -77,8 +81,9 @@ def _generate_in_slots(
     return [text[len(prompt) :] for text, prompt in zip(texts, prompts, strict=True)]
 
 
-def test_a_prompt_in_two_chunks_gives_the_logits_of_one(tmp_path: Path) -> None:
-    model = single_process_model(ModelFolder(write_tiny_model(tmp_path)))
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_prompt_in_two_chunks_gives_the_logits_of_one(shape: str, tmp_path: Path) -> None:
+    model = single_process_model(ModelFolder(write_tiny_model(tmp_path, **SHAPES[shape])))
     spec = model.spec
     token_ids = torch.randint(99, (20,), generator=torch.Generator().manual_seed(1))
     whole = model.logits(token_ids[None])[0]

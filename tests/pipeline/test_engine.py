@@ -18,6 +18,7 @@ from hetero_infer.spec.config import DEMO_MODEL
 from tests.greedy import assert_same_greedy_tokens
 from tests.models.stories260k import SOURCE as STORIES
 from tests.models.stories260k import convert
+from tests.models.variants import VARIANTS
 from tests.pipeline.running import Case, Ran, Request, plan_of, run_pipeline
 from tests.tiny_model import write_tiny_model
 
@@ -35,7 +36,8 @@ TINY = {
 }
 REAL = ("demo", "stories260k")
 MIXED = (Choice(3, 32), UNQUANTISED, Choice(8, 32), Choice(4, 32))
-MODELS_AND_SIZES = list(itertools.product((*TINY, *REAL), SIZES))
+FAMILIES = {name: fields for name, fields in VARIANTS.items() if not fields.keys() & {"num_hidden_layers", "n_layer"}}
+MODELS_AND_SIZES = [*itertools.product((*TINY, *REAL), SIZES), *((family, (3, 2)) for family in FAMILIES)]
 
 
 def prompts_for(vocab_size: int) -> list[tuple[int, ...]]:
@@ -52,7 +54,8 @@ class Models:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.folders = {name: write_tiny_model(path / name, seed, **TINY[name]) for seed, name in enumerate(TINY)}
+        tiny = TINY | FAMILIES
+        self.folders = {name: write_tiny_model(path / name, seed, **tiny[name]) for seed, name in enumerate(tiny)}
         self.folders["demo"] = DEMO_MODEL
         if (STORIES / "stories260K.bin").exists():
             self.folders["stories260k"] = convert((STORIES / "stories260K.bin").read_bytes(), path / "stories260k")

@@ -62,7 +62,19 @@ def random_request(seed: int) -> PlanRequest:
     """1 to 3 devices, 3 to 5 layers, 2 or 3 choices; memory that binds; every third without a quality limit."""
     rng = random.Random(seed)
     num_layers, num_devices = rng.randint(3, 5), rng.randint(1, 3)
-    model = ModelSpec("llama", 96, 64, 128, num_layers, 4, 2, 16, 512, 1e-6, 1e4, rng.random() < 0.5, (1,))
+    model = ModelSpec.from_config(
+        {
+            "model_type": "llama",
+            "vocab_size": 96,
+            "hidden_size": 64,
+            "intermediate_size": 128,
+            "num_hidden_layers": num_layers,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "tie_word_embeddings": rng.random() < 0.5,
+        },
+        "instance",
+    )
     workload = Workload(rng.randint(1, 4), rng.choice((8, 40)), rng.choice((1, 2, 3, 12)))
     choices = tuple(sorted(rng.sample((THREE, FOUR, EIGHT, UNQUANTISED), rng.randint(2, 3))))
     types = [rng.choice(("cpu", "t4")) for _ in range(num_devices)]

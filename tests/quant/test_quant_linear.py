@@ -3,6 +3,7 @@ import torch
 
 from hetero_infer.quant.linear import QuantLinear, linear_for, pack_linear
 from hetero_infer.spec import UNQUANTISED, Choice
+from hetero_infer.spec.model import Linear
 
 ODD_SHAPES = [(64, 32, 32), (50, 33, 32), (100, 7, 64), (31, 65, 64), (192, 96, 128)]  # in, out, group size
 
@@ -26,7 +27,7 @@ def test_a_weight_on_the_grid_comes_back_exactly(
 ) -> None:
     choice = Choice(bits, group_size)
     grid = random_grid(in_features, out_features, choice)
-    linear = linear_for(choice, in_features, out_features)
+    linear = linear_for(choice, Linear(out_features, in_features, False))
     linear.load_state_dict(pack_linear(**grid, bits=bits))
     assert torch.equal(linear.dequantised(torch.float32).t(), grid["weight"])
 
@@ -55,4 +56,4 @@ def test_groups_follow_g_idx_in_any_order() -> None:
 
 
 def test_16_bits_is_torchs_own_linear() -> None:
-    assert type(linear_for(UNQUANTISED, 8, 8)) is torch.nn.Linear
+    assert type(linear_for(UNQUANTISED, Linear(8, 8, False))) is torch.nn.Linear

@@ -1,0 +1,60 @@
+"""Model families: each file turns the ``config.json`` of its model types into a `ModelSpec`, or refuses by field."""
+
+import difflib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from hetero_infer.spec.errors import InputError
+from hetero_infer.spec.families.bloom import bloom
+from hetero_infer.spec.families.config import ModelConfig
+from hetero_infer.spec.families.llama import llama
+from hetero_infer.spec.families.opt import opt
+from hetero_infer.spec.files import read_text
+from hetero_infer.spec.model import ModelSpec
+
+FAMILIES = {
+    "llama": llama,
+    "mistral": llama,
+    "qwen2": llama,
+    "qwen3": llama,
+    "opt": opt,
+    "bloom": bloom,
+}
+
+
+def read_model(folder: Path) -> ModelSpec:
+    """Of a Hugging Face model folder. Where there is a ``generation_config.json``, it says what ends a text."""
+    path = folder / "config.json"
+    if not path.exists():
+        raise InputError(f"model {folder}: no config.json there; [model] path names a Hugging Face model folder")
+    config = _json_object(path)
+    generation = folder / "generation_config.json"
+    if generation.exists() and (eos := _json_object(generation).get("eos_token_id")) is not None:
+        config["eos_token_id"] = eos
+    return spec_of(config, str(path))
+
+
+def spec_of(config: Mapping[str, Any], where: str) -> ModelSpec:
+    reader = ModelConfig(config, where)
+    model_type = config.get("model_type")
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
+        nearest = difflib.get_close_matches(str(model_type), FAMILIES, 1)
+        hint = f" (did you mean {nearest[0]}?)" if nearest else ""
+        raise reader.refusal("model_type", f"this version runs {', '.join(FAMILIES)}{hint}")
+    reader.refuse_unless("quantization_config", None, "give the unquantised model; it is quantised here")
+    try:
+        return FAMILIES[model_type](reader)
+    except InputError as error:
+        raise error if where in str(error) else InputError(f"model config {where}: {error}") from error
+
+
+def _json_object(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(read_text(path, "model config"))
+    except ValueError as error:
+        raise InputError(f"model config {path}: not JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise InputError(f"model config {path}: expected a JSON object")
+    return content

@@ -1,0 +1,68 @@
+"""What becomes of the even split is said from the highest bits down to the first that can run."""
+
+from dataclasses import replace
+
+import pytest
+
+from hetero_infer.planner.estimate import estimate_plan
+from hetero_infer.planner.request import PlanRequest
+from hetero_infer.planner.search import find_plan
+from hetero_infer.planner.uniform import bits_words, uniform_plan, why_not_uniform
+from hetero_infer.spec import UNQUANTISED, Choice, Plan
+
+from .instances import EIGHT, FOUR, THREE, RandomLatency, random_request
+
+
+@pytest.fixture(scope="module")
+def request_() -> PlanRequest:
+    request = next(r for r in map(random_request, range(0, 300, 3)) if len(r.cluster.devices) == 3)
+    roomy = tuple(replace(device, memory_bytes=2**26) for device in request.cluster.devices)
+    cluster, choices = replace(request.cluster, devices=roomy), request.choices
+    return replace(request, cluster=cluster, latency=RandomLatency(1), choices=choices)
+
+
+@pytest.fixture(scope="module")
+def plan(request_: PlanRequest) -> Plan:
+    return find_plan(request_, time_limit_s=60, gap=0)
+
+
+def estimated(plan: Plan, request: PlanRequest) -> Plan:
+    return replace(plan, estimate=estimate_plan(plan, request.model, request.cluster, request.latency))
+
+
+def test_layers_are_dealt_evenly_the_first_stages_take_the_rest(plan: Plan, request_: PlanRequest) -> None:
+    even = uniform_plan(plan, FOUR)
+    counts = [len(even.decoder_range(stage)) for stage in range(3)]
+    assert sum(counts) == request_.model.num_hidden_layers and max(counts) - min(counts) <= 1
+    assert counts == sorted(counts, reverse=True) and set(even.decoder_choices) == {FOUR}
+
+
+def test_where_it_fits_its_time_is_compared(plan: Plan, request_: PlanRequest) -> None:
+    best = max(request_.choices, key=lambda choice: choice.bits)
+    even = estimated(uniform_plan(plan, best), request_)
+    assert even.stages != plan.stages and even.estimate and plan.estimate
+    ratio = even.estimate.total_s / plan.estimate.total_s
+    assert why_not_uniform(request_, plan) == f"an even split at {bits_words(best)} would take {ratio:.2f}x as long"
+
+
+def test_what_it_lacks_is_named_for_each_choice(plan: Plan, request_: PlanRequest) -> None:
+    tiny = replace(plan, devices=tuple(replace(device, memory_bytes=1000) for device in plan.devices))
+    says = why_not_uniform(request_, tiny)
+    assert says.count("MiB on") == len(request_.choices) and says.startswith("an even split at ")
+
+
+def test_bits_that_a_device_was_not_measured_at_are_an_obstacle_not_an_error(plan: Plan, request_: PlanRequest) -> None:
+    best = max(request_.choices, key=lambda choice: choice.bits)
+    kind = plan.devices[0].type
+    blind = replace(request_, latency=RandomLatency(1, frozenset({(kind, best)})))
+    assert f"at {bits_words(best)} is not measured on a {kind}" in why_not_uniform(blind, plan)
+
+
+def test_a_plan_that_is_the_even_split_says_so(plan: Plan, request_: PlanRequest) -> None:
+    even = estimated(uniform_plan(plan, best := max(request_.choices, key=lambda c: c.bits)), request_)
+    assert why_not_uniform(request_, even) == f"this is the even split, at {bits_words(best)}"
+
+
+def test_unusual_groups_are_named() -> None:
+    words = [bits_words(choice) for choice in (THREE, EIGHT, UNQUANTISED, Choice(4, 128))]
+    assert words == ["3 bits", "8 bits", "16 bits", "4 bits in groups of 128"]
