@@ -82,7 +82,7 @@ def workspace_bytes(
     `prefill_size` and `decode_size` are sequences per micro-batch (η, ξ); `dequantises` says whether the stage has
     a quantised layer, whose largest Linear is unpacked into a buffer.
     """
-    shared = _dequantise_bytes(model, element_bytes) if dequantises else 0
+    shared = dequantise_bytes(model, element_bytes) if dequantises else 0
     if has_neighbours:
         most_tokens = max(prefill_size * workload.prompt_tokens, decode_size)
         shared += MESSAGE_BUFFERS * activation_message_bytes(
@@ -97,6 +97,13 @@ def workspace_bytes(
         + scores
         + (sequences * model.vocab_size * LOGIT_BYTES if is_last else 0)
         for sequences, tokens, scores in phases
+    )
+
+
+def dequantise_bytes(model: ModelSpec, element_bytes: int) -> int:
+    """The buffer that a stage with a quantised layer has: the largest Linear in float32 and in the device's type."""
+    return max(linear.out_features * linear.in_features for linear in model.linears.values()) * (
+        element_bytes + DEQUANTISE_BYTES
     )
 
 
@@ -163,10 +170,3 @@ def _prefill_score_bytes(model: ModelSpec, workload: Workload) -> int:
 
 def _decode_score_bytes(model: ModelSpec, workload: Workload, sequences: int) -> int:
     return sequences * model.num_attention_heads * workload.slot_tokens * SCORE_BYTES * 2
-
-
-def _dequantise_bytes(model: ModelSpec, element_bytes: int) -> int:
-    """The largest Linear in float32 and in the device's type."""
-    return max(linear.out_features * linear.in_features for linear in model.linears.values()) * (
-        element_bytes + DEQUANTISE_BYTES
-    )

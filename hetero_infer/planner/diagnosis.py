@@ -24,7 +24,7 @@ def why_infeasible(request: PlanRequest, *, time_limit_s: float) -> str:
 
 def _a_stage_cannot_hold_one_layer(problem: PlanningProblem) -> str | None:
     for j, stage in enumerate(problem.stages):
-        needed = stage.fixed_bytes + min(stage.layer_bytes.values())
+        needed = min(stage.used_bytes({choice: 1}) for choice in stage.choices)
         if needed > stage.device.memory_bytes:
             return (
                 f"{_name(j, stage)} needs {missing_mib(needed)} for one decoder layer at the lowest bits and has "
@@ -35,14 +35,15 @@ def _a_stage_cannot_hold_one_layer(problem: PlanningProblem) -> str | None:
 
 
 def _layers_do_not_fit(problem: PlanningProblem) -> str | None:
-    smallest = [min(stage.layer_bytes.values()) for stage in problem.stages]
-    held = [stage.room_bytes // size for stage, size in zip(problem.stages, smallest, strict=True)]
+    held = [max(map(stage.most_layers, stage.choices)) for stage in problem.stages]
     missing = problem.num_layers - sum(held)
     if missing <= 0:
         return None
 
     def lacks(j: int) -> int:
-        return (held[j] + missing) * smallest[j] - problem.stages[j].room_bytes
+        stage = problem.stages[j]
+        needed = min(stage.used_bytes({choice: held[j] + missing}) for choice in stage.choices)
+        return int(needed) - stage.device.memory_bytes
 
     cheapest = min(range(len(held)), key=lacks)
     return (

@@ -9,7 +9,8 @@ import math
 import numpy as np
 from scipy.optimize import linprog
 
-from hetero_infer.planner.problem import PlanningProblem
+from hetero_infer.planner.problem import PlanningProblem, StageTerms
+from hetero_infer.spec.choice import Choice
 from hetero_infer.spec.workload import Phase
 
 SAFETY = 1e-9  # covers the simplex's own rounding
@@ -36,7 +37,7 @@ def fluid_bound_s(problem: PlanningProblem) -> float:
     compute = {phase: np.zeros((len(stages), num_columns)) for phase in Phase}
     for column, (j, choice) in enumerate(layers):
         num_on[j, column] = 1
-        used[j, column] = stages[j].layer_bytes[choice] / stages[j].room_bytes
+        used[j, column] = _bytes_per_layer(stages[j], choice, num_layers) / stages[j].room_bytes
         for phase in Phase:
             compute[phase][j, column] = stages[j].layer_s[phase][choice] / scale_s
     fixed = {phase: np.array([stage.fixed_s[phase] for stage in stages]) / scale_s for phase in Phase}
@@ -91,3 +92,10 @@ def fluid_bound_s(problem: PlanningProblem) -> float:
         return 0.0
     fixed_total = sum(passes[phase] * once_round_fixed[phase] for phase in Phase)
     return float(result.fun + fixed_total) * scale_s * (1 - SAFETY)
+
+
+def _bytes_per_layer(stage: StageTerms, choice: Choice, num_layers: int) -> float:
+    """With the layer's part of the buffer to dequantise into, shared by as many quantised layers as fit."""
+    quantised = [other for other in stage.choices if other.is_quantised]
+    most = min(num_layers, max((stage.most_layers(other) for other in quantised), default=0))
+    return stage.layer_bytes[choice] + (stage.buffer_bytes(choice) / most if most else 0)

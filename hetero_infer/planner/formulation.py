@@ -37,6 +37,7 @@ def count_formulation(problem: PlanningProblem, scale_s: float) -> pyo.ConcreteM
     m.n = pyo.Var(
         m.choices, domain=pyo.NonNegativeIntegers, bounds=(0, problem.num_layers), doc="layers of stage j at choice b"
     )
+    m.q = pyo.Var(m.stages, domain=pyo.Binary, doc="stage j has a quantised layer, and so a buffer to dequantise into")
     m.prefill_wait = pyo.Var(domain=pyo.NonNegativeReals, doc="(mp - 1) · M_p")
     m.decode_rounds = pyo.Var(domain=pyo.NonNegativeReals, doc="(n - 2) · max(md · M_d, L_d)")
     m.decode_wait = pyo.Var(domain=pyo.NonNegativeReals, doc="(md - 1) · M_d")
@@ -78,13 +79,19 @@ def count_formulation(problem: PlanningProblem, scale_s: float) -> pyo.ConcreteM
 
     # Memory and quality.
 
-    @m.Constraint(m.stages, doc="weights and KV caches fit; in whole units, so that rounding cannot overfill")
+    @m.Constraint(m.choices, doc="a stage with a quantised layer dequantises")
+    def dequantising(m: Any, j: int, b: int) -> Any:
+        choice = problem.stages[j].choices[b]
+        most = min(problem.num_layers, problem.stages[j].most_layers(choice))
+        return m.n[j, b] <= most * m.q[j] if choice.is_quantised else pyo.Constraint.Skip
+
+    @m.Constraint(m.stages, doc="weights, KV caches and the buffer fit; in whole units: rounding cannot overfill")
     def memory(m: Any, j: int) -> Any:
         stage = problem.stages[j]
-        unit = math.gcd(*stage.layer_bytes.values())
+        unit = math.gcd(*stage.layer_bytes.values(), stage.dequantise_bytes)
         room = stage.room_bytes // unit
         layers = (stage.layer_bytes[choice] // unit * m.n[j, b] for b, choice in enumerate(stage.choices))
-        return sum(layers) / room <= 1 + 0.5 / room
+        return (sum(layers) + stage.dequantise_bytes // unit * m.q[j]) / room <= 1 + 0.5 / room
 
     m.quality_loss = pyo.Expression(
         expr=sum(

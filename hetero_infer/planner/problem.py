@@ -26,7 +26,8 @@ class StageTerms:
     """One stage. What depends on a choice is per decoder layer; `fixed` is what stands there in any case.
 
     `layer_s` and `fixed_s` are seconds of one full micro-batch, decode at the middle of the generation. `fixed` is
-    the embedding on the first stage, the head on the last, and the workspace. The keys of `layer_bytes` (weights and
+    the embedding on the first stage, the head on the last, and the workspace, of which the buffer to dequantise into
+    (`dequantise_bytes`) is there only with a quantised layer. The keys of `layer_bytes` (weights and
     KV cache) are the choices the device may take.
     """
 
@@ -35,6 +36,7 @@ class StageTerms:
     fixed_s: Mapping[Phase, float]
     layer_bytes: Mapping[Choice, int]
     fixed_bytes: int
+    dequantise_bytes: int
 
     @property
     def choices(self) -> tuple[Choice, ...]:
@@ -42,18 +44,26 @@ class StageTerms:
 
     @property
     def room_bytes(self) -> int:
-        """For decoder layers."""
+        """For decoder layers and, if one of them is quantised, the buffer."""
         return self.device.memory_bytes - self.fixed_bytes
+
+    def buffer_bytes(self, choice: Choice) -> int:
+        return self.dequantise_bytes if choice.is_quantised else 0
+
+    def most_layers(self, choice: Choice) -> int:
+        """That fit at one choice."""
+        return max(0, (self.room_bytes - self.buffer_bytes(choice)) // self.layer_bytes[choice])
 
     @property
     def holds_a_layer(self) -> bool:
-        return min(self.layer_bytes.values()) <= self.room_bytes
+        return any(map(self.most_layers, self.choices))
 
     def compute_s(self, phase: Phase, counts: Counts) -> float:
         return self.fixed_s[phase] + sum(self.layer_s[phase][choice] * count for choice, count in counts.items())
 
     def used_bytes(self, counts: Counts) -> float:
-        return self.fixed_bytes + sum(self.layer_bytes[choice] * count for choice, count in counts.items())
+        buffer = max((self.buffer_bytes(choice) for choice, count in counts.items() if count), default=0)
+        return self.fixed_bytes + buffer + sum(self.layer_bytes[choice] * count for choice, count in counts.items())
 
 
 @dataclass(frozen=True)
@@ -189,6 +199,7 @@ def _stage_terms(request: PlanRequest, stage: int, size: Mapping[Phase, int]) ->
             element_bytes,
             is_last=is_last,
             has_neighbours=len(request.cluster.devices) > 1,
-            dequantises=any(choice.is_quantised for choice in choices),
+            dequantises=False,
         ),
+        dequantise_bytes=memory.dequantise_bytes(model, element_bytes),
     )

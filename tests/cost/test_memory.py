@@ -16,17 +16,9 @@ from hetero_infer.cost.memory import (
 from hetero_infer.models import layers_of
 from hetero_infer.spec import UNQUANTISED, Choice, ModelSpec, Workload
 from hetero_infer.spec.model import Linear
+from tests.llama import llama_spec
 from tests.tiny_model import BLOOM, OPT, TINY
 
-LLAMA = {
-    "model_type": "llama",
-    "vocab_size": 100,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-}
 FAMILIES = (
     TINY | {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True},
     TINY | {"model_type": "qwen2"},
@@ -36,7 +28,7 @@ FAMILIES = (
     OPT | {"layer_norm_elementwise_affine": False, "enable_bias": False},
     BLOOM,
 )
-MODEL = ModelSpec.from_config(LLAMA, "here")
+MODEL = llama_spec(vocab_size=100, intermediate_size=96)
 WORKLOAD = Workload(batch_size=6, prompt_tokens=50, new_tokens=20)
 
 

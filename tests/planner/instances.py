@@ -24,6 +24,7 @@ from hetero_infer.spec import (
     SensitivityTable,
     Workload,
 )
+from tests.llama import llama_spec
 
 THREE, FOUR, EIGHT = Choice(3, 64), Choice(4, 64), Choice(8, 64)
 LOSS = {THREE: 1.0, FOUR: 0.3, EIGHT: 0.05, UNQUANTISED: 0.0}
@@ -62,19 +63,7 @@ def random_request(seed: int) -> PlanRequest:
     """1 to 3 devices, 3 to 5 layers, 2 or 3 choices; memory that binds; every third without a quality limit."""
     rng = random.Random(seed)
     num_layers, num_devices = rng.randint(3, 5), rng.randint(1, 3)
-    model = ModelSpec.from_config(
-        {
-            "model_type": "llama",
-            "vocab_size": 96,
-            "hidden_size": 64,
-            "intermediate_size": 128,
-            "num_hidden_layers": num_layers,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "tie_word_embeddings": rng.random() < 0.5,
-        },
-        "instance",
-    )
+    model = llama_spec(num_hidden_layers=num_layers, tie_word_embeddings=rng.random() < 0.5)
     workload = Workload(rng.randint(1, 4), rng.choice((8, 40)), rng.choice((1, 2, 3, 12)))
     choices = tuple(sorted(rng.sample((THREE, FOUR, EIGHT, UNQUANTISED), rng.randint(2, 3))))
     types = [rng.choice(("cpu", "t4")) for _ in range(num_devices)]
@@ -180,14 +169,7 @@ def _stage_seconds(request: PlanRequest, prefill_size: int, decode_size: int):  
         ends = {"is_first": stage == 0, "is_last": stage == last}
         sizes = (model, workload, prefill_size, decode_size)
         used = memory.stage_memory(*sizes, layers, device.element_bytes, **ends)
-        workspace = memory.workspace_bytes(  # the planner keeps the dequantise buffer whatever it chooses
-            *sizes,
-            device.element_bytes,
-            is_last=stage == last,
-            has_neighbours=last > 0,
-            dequantises=any(choice.is_quantised for choice in allowed),
-        )
-        if used.weights + used.kv_cache + workspace > device.memory_bytes:
+        if used.total > device.memory_bytes:
             return None
         kinds = [("embedding", UNQUANTISED)] * (stage == 0) + [("head", UNQUANTISED)] * (stage == last)
         kinds += [("decoder", choice) for choice in layers]

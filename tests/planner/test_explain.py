@@ -26,7 +26,6 @@ from hetero_infer.spec import (
     InfeasibleError,
     InputError,
     Link,
-    ModelSpec,
     Phase,
     Plan,
     QualityPlan,
@@ -34,12 +33,13 @@ from hetero_infer.spec import (
     StagePlan,
     Workload,
 )
+from tests.llama import llama_spec
 
 from .instances import EIGHT, FOUR, THREE, PlanRequest, random_request
 
 MIB = 2**20
 ROOMY = 64 * MIB
-MODEL = ModelSpec("llama", 2048, 256, 512, 4, 4, 2, 64, 512, 1e-6, 1e4, False, (1,))
+MODEL = llama_spec(vocab_size=2048, hidden_size=256, intermediate_size=512)
 FAST, SLOW = Link(1e-6, 1e12), Link(1.0, 1e12)
 OMEGA = ((0.04, 0.01, 0.001), (0.03, 0.02, 0.002), (0.05, 0.03, 0.001), (0.06, 0.02, 0.001))
 

@@ -57,7 +57,7 @@ def test_a_device_too_small_for_one_layer_is_named_with_what_it_lacks() -> None:
 def test_adding_the_missing_memory_is_enough() -> None:
     request = random_request(EASY)
     stages = build_problem(request, 1, 1).stages
-    one_each = [stage.fixed_bytes + min(stage.layer_bytes.values()) for stage in stages]
+    one_each = [min(stage.used_bytes({choice: 1}) for choice in stage.choices) for stage in stages]
     with pytest.raises(InfeasibleError, match="lowest bits the devices hold 1 \\+ 1") as raised:
         search.find_plan(with_memory(one_each), time_limit_s=60, gap=0)
     words = str(raised.value).split()
