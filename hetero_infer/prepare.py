@@ -113,6 +113,11 @@ def request_for(config: RunConfig) -> "PlanRequest":
             f"workload: {config.workload.prompt_tokens} prompt and {config.workload.new_tokens} new tokens pass the "
             f"model's {folder.spec.max_position_embeddings} positions; plan for fewer"
         )
+    latency = MeasuredElseSpecSheet(
+        ProfiledLatency(profile_for(folder, config), folder.path.name), RooflineLatency(folder.spec)
+    )
+    for device in config.cluster.devices:
+        latency.allowed_choices(device, config.choices)  # a type that nobody knows: before ω is measured
     return PlanRequest(
         model=folder.spec,
         model_facts={
@@ -122,9 +127,7 @@ def request_for(config: RunConfig) -> "PlanRequest":
         },
         cluster=config.cluster,
         workload=config.workload,
-        latency=MeasuredElseSpecSheet(
-            ProfiledLatency(profile_for(folder, config), folder.path.name), RooflineLatency(folder.spec)
-        ),
+        latency=latency,
         sensitivity=sensitivity_for(folder, config),
         choices=config.choices,
         omega_limit=math.log1p(config.max_perplexity_increase),

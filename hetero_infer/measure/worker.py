@@ -25,7 +25,8 @@ from hetero_infer.spec.files import read_text
 from hetero_infer.spec.profile import row_to_json
 from hetero_infer.supervisor.channel import WorkerChannel
 
-FOREVER = timedelta(days=365)  # supervisors notice who died
+ANSWER_WITHIN = timedelta(seconds=120)  # a connection, or a message: a firewall or a wrong MTU swallows them
+FOREVER = timedelta(days=365)  # for one's turn, which may be after long measurements; supervisors notice who died
 
 
 def main() -> int:
@@ -48,19 +49,15 @@ def main() -> int:
 
 def _work(channel: WorkerChannel, survey: Survey, config: RunConfig, rank: int) -> None:
     import torch
-    import torch.distributed
 
     from hetero_infer.measure.layer_timer import measure_layers
     from hetero_infer.measure.links import answer_messages, time_messages
 
-    own, world_size = survey.devices[rank], len(survey.devices)
-    backend, device = "gloo", torch.device("cpu")
-    if not any(other.is_cpu for other in survey.devices):
-        backend, device = "nccl", torch.device("cuda", own.slot)
+    own, backend = survey.devices[rank], "gloo" if any(device.is_cpu for device in survey.devices) else "nccl"
+    device = torch.device("cpu") if backend == "gloo" else torch.device("cuda", own.slot)
+    if device.type == "cuda":
         torch.cuda.set_device(device)
-    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    store = torch.distributed.TCPStore(address, port, world_size, is_master=rank == 0, timeout=FOREVER)
-    torch.distributed.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=FOREVER)
+    store = connect(backend, rank, len(survey.devices))
     channel.send({"event": "ready"})
     turns = Turns(store)
     for pair, (sender, receiver) in survey.pairs.items():
@@ -87,7 +84,25 @@ def _work(channel: WorkerChannel, survey: Survey, config: RunConfig, rank: int) 
                 rows = [row_to_json(row) for row in profile.rows]
                 channel.send({"event": "measured", "device": timed_as, "rows": rows, "header": dict(profile.header)})
     torch.distributed.destroy_process_group()
-    _leave_together(channel, store, rank, world_size)
+    _leave_together(channel, store, rank, len(survey.devices))
+
+
+def connect(backend: str, rank: int, world_size: int) -> Any:
+    """Every worker with every other; gives the store they share, which rank 0 keeps."""
+    import torch.distributed
+
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    try:
+        store = torch.distributed.TCPStore(address, port, world_size, is_master=rank == 0, timeout=ANSWER_WITHIN)
+        torch.distributed.init_process_group(
+            backend, store=store, rank=rank, world_size=world_size, timeout=ANSWER_WITHIN
+        )
+    except RuntimeError as error:
+        raise HeteroInferError(
+            f"its worker found no way to all others by {backend} and {address}:{port} within {ANSWER_WITHIN.seconds} s "
+            f"({str(error).splitlines()[0]}); the hosts must reach each other on every port"
+        ) from error
+    return store
 
 
 class Turns:
