@@ -20,7 +20,7 @@ from torch import nn
 from tqdm import tqdm
 
 from hetero_infer.cost.latency import ProfiledLatency
-from hetero_infer.measure.local_devices import cpu_name
+from hetero_infer.measure.local_devices import cpu_name, cuda_devices
 from hetero_infer.measure.neighbours import working_neighbours
 from hetero_infer.models import KVCache, MicroBatch, layers_of
 from hetero_infer.models.micro_batch import pad_rows
@@ -71,12 +71,12 @@ def measure_layers(
     workload: Workload,
     threads: int,
     neighbours: int = 0,
-    slot: int = 0,
+    slot: int | None = None,
     progress: bool = False,
 ) -> ProfileTable:
     """Time a decoder layer under each choice, the embedding and the head, over the grid of `workload`.
 
-    `device_type` is a `Device.timed_as`, `slot` which CUDA device of this host. `neighbours` is how many other devices
+    `device_type` is a `Device.timed_as`, `slot` which CUDA device of this host, if it is known. `neighbours` is how many other devices
     of this CPU work at the same time when the plan runs. The header says how well every second point is predicted by
     the others.
     """
@@ -122,11 +122,15 @@ def measure_layers(
     return ProfileTable(tuple(rows), header | (holdout.header(device_type) if holdout else {}))
 
 
-def _device_here(device_type: str, slot: int) -> torch.device:
-    """This machine's device of a type: the CPU, or a CUDA device under whatever name the hostfile gives it."""
+def _device_here(device_type: str, slot: int | None) -> torch.device:
+    """This machine's device of a type: the CPU, or a CUDA device under whatever name the hostfile gives it. Without a
+    slot the first whose driver calls it so, else the first."""
     if device_type.startswith("cpu"):
         return torch.device("cpu")
-    if torch.cuda.device_count() <= slot:
+    found = [device.type for device in cuda_devices()]
+    if slot is None:
+        slot = found.index(device_type) if device_type in found else 0
+    if len(found) <= slot:
         raise InputError(f"no CUDA device {slot} here to measure as {device_type}; run it on a host that has one")
     return torch.device("cuda", slot)
 
