@@ -76,9 +76,9 @@ def measure_layers(
 ) -> ProfileTable:
     """Time a decoder layer under each choice, the embedding and the head, over the grid of `workload`.
 
-    `device_type` is a `Device.timed_as`, `slot` which CUDA device of this host, if it is known. `neighbours` is how many other devices
-    of this CPU work at the same time when the plan runs. The header says how well every second point is predicted by
-    the others.
+    `device_type` is a `Device.timed_as`, `slot` which CUDA device of this host, if it is known. `neighbours` is how
+    many other devices of this CPU work at the same time when the plan runs. The header says how well every second point
+    is predicted by the others.
     """
     device = _device_here(device_type, slot)
     dtype = torch.float32 if device.type == "cpu" else torch.float16
