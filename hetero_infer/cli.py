@@ -5,12 +5,12 @@ import json
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from hetero_infer import __version__
-from hetero_infer.spec import HeteroInferError, InputError, Plan, RunConfig
+from hetero_infer.spec import HeteroInferError, InputError, Link, Plan, RunConfig
 from hetero_infer.spec.errors import one_line
 
 
@@ -51,6 +51,22 @@ def _end(line: str, exit_code: int) -> int:
     return exit_code
 
 
+def _devices(args: argparse.Namespace) -> int:
+    from hetero_infer import inventory
+    from hetero_infer.spec import Cluster
+    from hetero_infer.spec.config import DEFAULT_LINK
+
+    if args.config:
+        config = RunConfig.load(args.config)
+        found = inventory.of_run(replace(config, hostfile=args.hostfile or config.hostfile))
+    elif args.hostfile:
+        found = inventory.of_cluster(Cluster.from_hostfile(args.hostfile, Link(**DEFAULT_LINK)))
+    else:
+        found = inventory.of_this_machine()
+    _show(args, found.to_json(), str(found))
+    return 0
+
+
 def _measure(args: argparse.Namespace) -> int:
     from hetero_infer import prepare
     from hetero_infer.checkpoint.model_folder import ModelFolder
@@ -58,7 +74,10 @@ def _measure(args: argparse.Namespace) -> int:
     config = RunConfig.load(args.config)
     path = args.output or config.profile
     profile = prepare.measure(ModelFolder(config.model), config, path, args.device)
-    _show(args, {"profile": str(path), "rows": len(profile.rows)}, f"{path}: {len(profile.rows)} points")
+    off = profile.header.get(f"{args.device}.holdout_mean")
+    facts = {"profile": str(path), "rows": len(profile.rows), "holdout_mean": off and float(off)}
+    held_out = f", held-out points {float(off):.1%} off" if off else ""
+    _show(args, facts, f"{path}: {len(profile.rows)} points{held_out}")
     return 0
 
 
@@ -83,13 +102,15 @@ def _sensitivity(args: argparse.Namespace) -> int:
 def _plan(args: argparse.Namespace) -> int:
     from hetero_infer import prepare
     from hetero_infer.planner.uniform import why_not_uniform
-    from hetero_infer.report import labelled, plan_table
+    from hetero_infer.report import based_on, labelled, plan_table
 
     config = RunConfig.load(args.config)
     request = prepare.request_for(config)
     plan = prepare.plan_for(config, request, args.output or config.plan)
     why = why_not_uniform(request, plan)
-    _show(args, plan.to_json() | {"why_not_uniform": why}, f"{plan_table(plan)}\n{labelled('uniform', why)}")
+    facts = [("based on", based_on(plan, request.cluster, request.latency)), ("uniform", why)]
+    text = "\n".join([plan_table(plan), *(labelled(*fact) for fact in facts)])
+    _show(args, plan.to_json() | {"why_not_uniform": why}, text)
     return 0
 
 
@@ -97,7 +118,7 @@ def _explain(args: argparse.Namespace) -> int:
     from hetero_infer import prepare
     from hetero_infer.planner.check import check_plan
     from hetero_infer.planner.explain import explain
-    from hetero_infer.report import explanation_text
+    from hetero_infer.report import based_on, explanation_text, labelled
 
     config = RunConfig.load(args.config)
     plan = Plan.load(args.plan)
@@ -107,7 +128,9 @@ def _explain(args: argparse.Namespace) -> int:
         _show(args, {"violations": violations}, "\n".join(violations))
         return 3
     explanation = explain(plan, request)
-    _show(args, {"violations": [], **explanation.to_json()}, explanation_text(plan, explanation))
+    stands_on = labelled("based on", based_on(plan, request.cluster, request.latency))
+    text = f"{explanation_text(plan, explanation)}\n{stands_on}"
+    _show(args, {"violations": [], **explanation.to_json()}, text)
     return 0
 
 
@@ -138,23 +161,24 @@ def _simulate(args: argparse.Namespace) -> int:
     from hetero_infer.pipeline.rehearsal import rehearse
     from hetero_infer.pipeline.simulate import draw_grid
     from hetero_infer.planner.estimate import PlanCosts
-    from hetero_infer.report import stage_label
+    from hetero_infer.report import predicted, stage_label
     from hetero_infer.spec.files import write_atomically
 
     config = RunConfig.load(args.config)
     plan = Plan.load(args.plan)
     request = prepare.request_for(config)
     prepare.refuse_plan_for_another(plan, args.plan, config, request.model_facts["digest"])
+    simulated = predicted(plan, "simulated")
     timeline = rehearse(PlanCosts(plan, request.model, request.cluster, request.latency), plan)
     if args.svg:
         labels = [stage_label(plan, stage) for stage in range(len(plan.stages))]
-        write_atomically(args.svg, draw_gantt(timeline, labels, "simulated from the plan's costs"))
+        write_atomically(args.svg, draw_gantt(timeline, labels, f"{simulated}, from the plan's costs"))
     unit_s = timeline.makespan_s / args.rows
     grid = draw_grid(timeline, len(plan.stages), unit_s)
     _show(
         args,
         {"makespan_s": timeline.makespan_s, "events": len(timeline.events)},
-        f"{grid}\nsimulated: {timeline.makespan_s:.3f} s, a row is {unit_s * 1e3:.1f} ms",
+        f"{grid}\n{simulated}: {timeline.makespan_s:.3f} s, a row is {unit_s * 1e3:.1f} ms",
     )
     return 0
 
@@ -218,6 +242,9 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--json", action="store_true", help="one JSON object on stdout")
         return sub
 
+    sub = verb("devices", _devices, "what is there: devices, memory, and which links and profiles are known")
+    sub.set_defaults(config=None)
+    sub.add_argument("--hostfile", type=Path, help="of these hosts (default: the config's with -c, else this machine)")
     sub = verb("measure", _measure, "time one layer per choice, phase, batch and length on this device")
     sub.add_argument("--device", default="cpu", metavar="TYPE", help="its type in the hostfile (default: cpu)")
     sub.add_argument("-o", "--output", type=Path, help="profile.csv (default: as the config says)")

@@ -5,18 +5,18 @@ Each is a file that a person can read, and says what it was made from; what stil
 
 import math
 import os
-from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hetero_infer.measure.neighbours import cpu_neighbours
 from hetero_infer.spec import (
     Choice,
     InfeasibleError,
     InputError,
+    ModelSpec,
     Plan,
-    ProfileRow,
     ProfileTable,
     RunConfig,
     SensitivityTable,
@@ -24,6 +24,7 @@ from hetero_infer.spec import (
 from hetero_infer.spec.cluster import device_to_json
 from hetero_infer.spec.config import DEMO_MODEL
 from hetero_infer.spec.files import digest_of
+from hetero_infer.spec.gpu_type import GPU_TYPES
 
 if TYPE_CHECKING:
     from hetero_infer.checkpoint.model_folder import ModelFolder
@@ -32,47 +33,45 @@ if TYPE_CHECKING:
 
 
 def profile_for(folder: "ModelFolder", config: RunConfig) -> ProfileTable:
-    """The profile file; measured first where it lacks this machine's CPU."""
-    profile = _profile_at(config.profile)
-    missing = sorted({d.type for d in config.cluster.devices if not _covers(profile, folder, config, d.type)})
-    if not missing:
-        return profile
-    if missing != ["cpu"]:
-        raise InputError(
-            f"profile {config.profile}: no measurements of {', '.join(missing)} for {folder.path.name} at these "
-            f"choices and this batch; run 'hetero-infer measure --device {missing[-1]}' on a host that has one, and "
-            "bring the file here"
-        )
-    return measure(folder, config, config.profile, "cpu")
-
-
-def measure(folder: "ModelFolder", config: RunConfig, path: Path, device_type: str) -> ProfileTable:
-    """Time the layers on this machine's device; the rows replace those of the same device type and model in `path`."""
-    from hetero_infer.measure.layer_timer import measure_layers
-
-    threads = {device.threads for device in config.cluster.devices if device.type == device_type} or {1}
-    if len(threads) > 1:
-        raise InputError(f"hostfile {config.hostfile}: {device_type} devices with {sorted(threads)} threads; say one")
-    config.workload.refuse_beyond(folder.spec.max_position_embeddings)
-    old = _profile_at(path)
-    kept = tuple(row for row in old.rows if (row.device, _model_of(row)) != (device_type, folder.path.name))
-    measured = measure_layers(
-        folder.spec,
-        folder.path.name,
-        device_type,
-        config.choices,
-        config.workload,
-        threads.pop(),
-        _neighbours(config, device_type),
-        progress=True,
-    )
-    profile = ProfileTable((*kept, *measured.rows), {**old.header, **measured.header})
-    profile.save(path)
+    """The profile file, measured first where it lacks this machine's CPU. A GPU type that it does not have at all is
+    left to the spec sheet; one that it has in part is an error, because its measurements would go unused."""
+    profile = ProfileTable.load_if_there(config.profile)
+    missing = {
+        device.timed_as: device
+        for device in config.cluster.devices
+        if not covers(profile, folder.spec, config, device.timed_as)
+    }
+    in_part = {row.device for row in profile.rows if row.model_name == folder.path.name} & missing.keys()
+    for name, device in missing.items():
+        if device.is_cpu:
+            profile = measure(folder, config, config.profile, name)
+        elif name in in_part:
+            raise InputError(
+                f"profile {config.profile}: it has {name} for {folder.path.name}, but not at these choices and up to "
+                f"this batch and these lengths; measure it again ('deepspeed --hostfile {config.hostfile} "
+                "launch/measure.py' measures all types), or take its rows out to plan by the spec sheet"
+            )
     return profile
 
 
-def _profile_at(path: Path) -> ProfileTable:
-    return ProfileTable.load(path) if path.exists() else ProfileTable(())
+def measure(folder: "ModelFolder", config: RunConfig, path: Path, timed_as: str) -> ProfileTable:
+    """Time the layers on this machine's device; the rows replace those of the same device type and model in `path`."""
+    from hetero_infer.measure.layer_timer import measure_layers
+
+    config.workload.refuse_beyond(folder.spec.max_position_embeddings)
+    measured = measure_layers(
+        folder.spec,
+        folder.path.name,
+        timed_as,
+        config.choices,
+        config.workload,
+        _threads(config, timed_as),
+        cpu_neighbours(config.cluster.devices, timed_as, os.cpu_count() or 1),
+        progress=True,
+    )
+    profile = ProfileTable.load_if_there(path).with_measured(measured)
+    profile.save(path)
+    return profile
 
 
 def sensitivity_for(folder: "ModelFolder", config: RunConfig) -> SensitivityTable:
@@ -102,7 +101,8 @@ def calibration_windows(folder: "ModelFolder", config: RunConfig) -> "Calibratio
 def request_for(config: RunConfig) -> "PlanRequest":
     """All that the planner wants to know, from the files of the run."""
     from hetero_infer.checkpoint.model_folder import ModelFolder
-    from hetero_infer.cost.latency import ProfiledLatency
+    from hetero_infer.cost.latency import MeasuredElseSpecSheet, ProfiledLatency
+    from hetero_infer.cost.roofline import RooflineLatency
     from hetero_infer.planner.request import PlanRequest
 
     folder = ModelFolder(config.model)
@@ -110,6 +110,11 @@ def request_for(config: RunConfig) -> "PlanRequest":
     if len(kinds) > 1:
         raise InputError(f"hostfile {config.hostfile}: CPUs and GPUs in one pipeline are not supported; use one kind")
     config.workload.refuse_beyond(folder.spec.max_position_embeddings)
+    latency = MeasuredElseSpecSheet(
+        ProfiledLatency(profile_for(folder, config), folder.path.name), RooflineLatency(folder.spec)
+    )
+    for device in config.cluster.devices:
+        latency.allowed_choices(device, config.choices)  # a type that nobody knows: before ω is measured
     return PlanRequest(
         model=folder.spec,
         model_facts={
@@ -119,7 +124,7 @@ def request_for(config: RunConfig) -> "PlanRequest":
         },
         cluster=config.cluster,
         workload=config.workload,
-        latency=ProfiledLatency(profile_for(folder, config), folder.path.name),
+        latency=latency,
         sensitivity=sensitivity_for(folder, config),
         choices=config.choices,
         omega_limit=math.log1p(config.max_perplexity_increase),
@@ -197,14 +202,14 @@ def refuse_plan_for_another(plan: Plan, path: Path, config: RunConfig, digest: s
             raise InputError(f"plan {path}: {what} is {in_plan} in it, and {said} in {where}; make both the same")
 
 
-def _covers(profile: ProfileTable, folder: "ModelFolder", config: RunConfig, device_type: str) -> bool:
+def covers(profile: ProfileTable, spec: ModelSpec, config: RunConfig, timed_as: str) -> bool:
     """Whether the profile has the device type at every choice, up to the workload's batch and lengths."""
-    spec, workload = folder.spec, config.workload
+    workload = config.workload
     rows = [
         row
         for row in profile.rows
-        if row.device == device_type
-        and _model_of(row) == folder.path.name
+        if row.device == timed_as
+        and row.model_name == config.model.name
         and (row.hidden_size, row.intermediate_size) == (spec.hidden_size, spec.intermediate_size)
     ]
 
@@ -213,9 +218,13 @@ def _covers(profile: ProfileTable, folder: "ModelFolder", config: RunConfig, dev
             (getattr(row, field) for row in rows if row.layer_kind == "decoder" and row.choice == choice), default=0
         )
 
-    threads = {device.threads for device in config.cluster.devices if device.type == device_type}
-    conditions = [profile.header.get(f"{device_type}.{fact}") for fact in ("threads", "neighbours")]
-    return all([str(count), str(_neighbours(config, device_type))] == conditions for count in threads) and all(
+    said = {fact: profile.header.get(f"{timed_as}.{fact}") for fact in ("threads", "neighbours", "cores")}
+    cores = int(said["cores"] or 0) or os.cpu_count() or 1
+    wanted = {
+        "threads": str(_threads(config, timed_as)),
+        "neighbours": str(cpu_neighbours(config.cluster.devices, timed_as, cores)),
+    }
+    return wanted.items() <= said.items() and all(
         reach(choice, "batch") >= workload.batch_size
         and reach(choice, "input_tokens") >= workload.prompt_tokens
         and reach(choice, "past_tokens") >= workload.cache_tokens - 1
@@ -223,28 +232,29 @@ def _covers(profile: ProfileTable, folder: "ModelFolder", config: RunConfig, dev
     )
 
 
-def _neighbours(config: RunConfig, device_type: str) -> int:
-    """Devices of one host that compute beside the one measured, as far as there are cores for them."""
-    slots = Counter(device.host for device in config.cluster.devices if device.is_cpu and device_type == "cpu")
-    return max(0, min(max(slots.values(), default=1), os.cpu_count() or 1) - 1)
-
-
-def _model_of(row: ProfileRow) -> str:
-    return row.model.partition("#")[0]
+def _threads(config: RunConfig, timed_as: str) -> int:
+    return max((device.threads for device in config.cluster.devices if device.timed_as == timed_as), default=1)
 
 
 def _inputs_digest(config: RunConfig, request: "PlanRequest") -> str:
     """Of everything the plan depends on."""
+    devices = request.cluster.devices
     return digest_of(
         {
             "model": request.model_facts["digest"],
-            "devices": [device_to_json(device) for device in request.cluster.devices],
+            "devices": [device_to_json(device) for device in devices],
             "link": asdict(request.cluster.default_link),
+            "links": [
+                [*pair, *asdict(request.cluster.links[pair]).values()]
+                for pair in request.cluster.host_pairs
+                if pair in request.cluster.links
+            ],
+            "spec_sheet": [asdict(GPU_TYPES[name]) for name in sorted({d.type for d in devices} & GPU_TYPES.keys())],
             "workload": asdict(request.workload),
             "choices": [choice.to_json() for choice in request.choices],
             "max_perplexity_increase": request.max_perplexity_increase,
             "planner": [config.planner_time_limit_s, config.planner_gap],
         },
-        config.profile.read_bytes(),
+        config.profile.read_bytes() if config.profile.exists() else b"",
         config.sensitivity.read_bytes(),
     )

@@ -7,7 +7,8 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
-from hetero_infer.spec import Choice, Device, Phase, Plan
+from hetero_infer.cost.latency import SPEC_SHEET, LatencyModel
+from hetero_infer.spec import Choice, Cluster, Device, Link, Phase, Plan
 from hetero_infer.spec.plan import num_micro_batches
 
 if TYPE_CHECKING:
@@ -55,9 +56,9 @@ def plan_table(plan: Plan) -> str:
             "workload",
             f"{workload.batch_size} sequences, {workload.prompt_tokens} prompt + {workload.new_tokens} new tokens",
         ),
-        ("prefill", f"{duration(estimate.prefill_s)} predicted, {_micro_batches(plan, Phase.PREFILL)}"),
-        ("decode", f"{duration(estimate.decode_s)} predicted, {_micro_batches(plan, Phase.DECODE)}"),
-        ("together", f"{duration(estimate.total_s)} predicted, {estimate.tokens_per_s:.1f} tokens/s"),
+        ("prefill", f"{duration(estimate.prefill_s)} {predicted(plan)}, {_micro_batches(plan, Phase.PREFILL)}"),
+        ("decode", f"{duration(estimate.decode_s)} {predicted(plan)}, {_micro_batches(plan, Phase.DECODE)}"),
+        ("together", f"{duration(estimate.total_s)} {predicted(plan)}, {estimate.tokens_per_s:.1f} tokens/s"),
         (
             "quality",
             f"loss {quality.predicted:.4f} of at most {quality.limit:.4f} {quality.unit}: perplexity "
@@ -101,6 +102,36 @@ def explanation_text(plan: Plan, explanation: "Explanation") -> str:
         lines.append(labelled("" if about == told else about, sentence))
         told = about
     return "\n".join(lines)
+
+
+def predicted(plan: Plan, done: str = "predicted") -> str:
+    """`"predicted"`, and what stands beside every figure of a plan for devices that nobody measured."""
+    types = [name for name, source in plan.estimate.source.items() if source == SPEC_SHEET] if plan.estimate else []
+    return f"{done} by the {SPEC_SHEET} ({', '.join(types)})" if types else done
+
+
+def based_on(plan: Plan, cluster: Cluster, latency: LatencyModel) -> str:
+    """What the seconds stand on: measured devices with their hold-out error, those nobody measured, the links."""
+    sources = {device.timed_as: latency.source(device) for device in map(plan.device_of, range(len(plan.stages)))}
+    said = []
+    for name, source in sources.items():
+        off = source.holdout
+        error = f" (held-out points {off.mean:.1%} off, {off.worst:.1%} at worst)" if off else ""
+        said.append(f"{name} {source.word}{error}")
+    default = [f"{source} to {target}" for source, target in cluster.unmeasured_pairs]
+    if default:
+        more = f" and {len(default) - 1} more" if len(default) > 1 else ""
+        alpha_us, gbit = link_figures(cluster.default_link)
+        said.append(f"default_link ({alpha_us} µs, {gbit} Gbit/s) for {default[0]}{more}")
+    elif cluster.host_pairs:
+        said.append("links measured")
+    is_missing = default or any(source.word == SPEC_SHEET for source in sources.values())
+    return f"{', '.join(said)}" + ("; launch/measure.py measures what is not" if is_missing else "")
+
+
+def link_figures(link: Link) -> tuple[str, str]:
+    """α in µs and β in Gbit/s."""
+    return f"{link.alpha_s * 1e6:.0f}", f"{link.bytes_per_s * 8 / 1e9:.2f}"
 
 
 def stage_label(plan: Plan, stage: int) -> str:

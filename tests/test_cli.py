@@ -16,7 +16,7 @@ from hetero_infer.spec import Choice, Phase, Plan, ProfileRow, ProfileTable, Sen
 from hetero_infer.spec.profile import EMBEDDING, HEAD
 from tests.tiny_model import write_tiny_model
 
-VERBS = ("measure", "sensitivity", "plan", "explain", "check", "simulate", "quantize", "evaluate")
+VERBS = ("devices", "measure", "sensitivity", "plan", "explain", "check", "simulate", "quantize", "evaluate")
 BITS = (3, 4, 8, 16)
 CONFIG = """
 [model]

@@ -1,9 +1,11 @@
-"""Seconds of one layer. In: a measured profile. Out: seconds at any micro-batch size and length."""
+"""Seconds of one layer at any micro-batch size and length: from a measured profile, else from the spec sheet."""
 
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from hetero_infer.cost.holdout import HoldOut, every_second
 from hetero_infer.spec.choice import Choice
 from hetero_infer.spec.cluster import Device
 from hetero_infer.spec.errors import InputError
@@ -11,6 +13,16 @@ from hetero_infer.spec.profile import DECODER, ProfileRow, ProfileTable
 from hetero_infer.spec.workload import Phase
 
 LayerKind = Literal["decoder", "embedding", "head"]
+MEASURED, SPEC_SHEET = "measured", "spec sheet"
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a device's seconds come from: `MEASURED`, with how well that predicts what it was not shown, or
+    `SPEC_SHEET`."""
+
+    word: str
+    holdout: HoldOut | None = None
 
 
 class LatencyModel(Protocol):
@@ -33,6 +45,8 @@ class LatencyModel(Protocol):
         """Of one layer, for a whole micro-batch of `batch` sequences; the tokens are per sequence."""
         ...
 
+    def source(self, device: Device) -> Source: ...
+
 
 class ProfiledLatency:
     """Bilinear interpolation over the measured grid: batch × input tokens in prefill, batch × past tokens in decode.
@@ -42,23 +56,28 @@ class ProfiledLatency:
 
     def __init__(self, profile: ProfileTable, model: str) -> None:
         self._model = model
+        self._rows = tuple(row for row in profile.rows if row.model_name == model)
         points: dict[_Key, dict[tuple[int, int], float]] = {}
-        for row in profile.rows:
-            if row.model.partition("#")[0] == model:
-                key = (row.device, row.layer_kind, row.choice, row.phase)
-                points.setdefault(key, {})[row.batch, _tokens(row)] = row.seconds
+        for row in self._rows:
+            points.setdefault(_key(row), {})[row.batch, _tokens(row)] = row.seconds
         self._grids = {key: _Grid(seconds, self._where(key)) for key, seconds in points.items()}
 
     def allowed_choices(self, device: Device, choices: Iterable[Choice]) -> tuple[Choice, ...]:
         """Those measured in both phases. A device type that was never measured is an error, not an empty answer."""
-        if not any(key[0] == device.type for key in self._grids):
+        if not self.knows(device):
             raise InputError(
-                f"device {device.name}: the profile has no rows of {self._model} on {device.type}; "
-                f"run 'hetero-infer measure' on a {device.type} and add its rows"
+                f"device {device.name}: the profile has no rows of {self._model} on {device.timed_as}; "
+                f"run 'hetero-infer measure' on a {device.timed_as} and add its rows"
             )
         return tuple(
-            choice for choice in choices if all((device.type, DECODER, choice, phase) in self._grids for phase in Phase)
+            choice
+            for choice in choices
+            if all((device.timed_as, DECODER, choice, phase) in self._grids for phase in Phase)
         )
+
+    def knows(self, device: Device) -> bool:
+        """Whether anything of the model was measured on such a device."""
+        return any(row.device == device.timed_as for row in self._rows)
 
     def layer_seconds(
         self,
@@ -70,14 +89,30 @@ class ProfiledLatency:
         input_tokens: int,
         past_tokens: int,
     ) -> float:
-        key = (device.type, kind, choice, phase)
+        return self._measured_s((device.timed_as, kind, choice, phase), batch, input_tokens, past_tokens) * (
+            device.slowdown
+        )
+
+    def source(self, device: Device) -> Source:
+        return Source(MEASURED, self.holdout(device.timed_as))
+
+    def holdout(self, timed_as: str) -> HoldOut | None:
+        """Every second batch and length of a decoder layer's grid, predicted from the others. None if the grids are
+        too small for it."""
+        rows = [row for row in self._rows if row.device == timed_as and row.layer_kind == DECODER]
+        held = {row for row in rows if _is_held_out(row, self._grids[_key(row)])}
+        rest = ProfiledLatency(ProfileTable(tuple(row for row in rows if row not in held)), self._model)
+        return HoldOut.of((rest._measured_s(_key(row), *_sizes(row)), row.seconds) for row in held)
+
+    def _measured_s(self, key: "_Key", batch: int, input_tokens: int, past_tokens: int) -> float:
+        _, kind, _, phase = key
         grid = self._grids.get(key)
         if grid is None:
             raise InputError(f"{self._where(key)} has no rows; run 'hetero-infer measure' and add them")
         tokens = input_tokens if phase is Phase.PREFILL else past_tokens
         if kind == DECODER:
             grid.refuse_to_guess(batch, tokens)
-        return grid.seconds(batch, tokens) * device.slowdown
+        return grid.seconds(batch, tokens)
 
     def _where(self, key: "_Key") -> str:
         device_type, kind, choice, phase = key
@@ -85,6 +120,35 @@ class ProfiledLatency:
 
 
 _Key = tuple[str, str, Choice, Phase]
+
+
+class MeasuredElseSpecSheet:
+    """Each device's seconds from the profile if it has its type, else from the spec sheet."""
+
+    def __init__(self, profiled: ProfiledLatency, spec_sheet: LatencyModel) -> None:
+        self._profiled = profiled
+        self._spec_sheet = spec_sheet
+
+    def _of(self, device: Device) -> LatencyModel:
+        return self._profiled if self._profiled.knows(device) else self._spec_sheet
+
+    def allowed_choices(self, device: Device, choices: Iterable[Choice]) -> tuple[Choice, ...]:
+        return self._of(device).allowed_choices(device, choices)
+
+    def layer_seconds(
+        self,
+        device: Device,
+        kind: LayerKind,
+        choice: Choice,
+        phase: Phase,
+        batch: int,
+        input_tokens: int,
+        past_tokens: int,
+    ) -> float:
+        return self._of(device).layer_seconds(device, kind, choice, phase, batch, input_tokens, past_tokens)
+
+    def source(self, device: Device) -> Source:
+        return self._of(device).source(device)
 
 
 class _Grid:
@@ -134,5 +198,17 @@ def _along(xs: Sequence[int], y: Callable[[int], float], x: float) -> float:
     return left + slope * (x - xs[i])
 
 
+def _key(row: ProfileRow) -> _Key:
+    return row.device, row.layer_kind, row.choice, row.phase
+
+
+def _sizes(row: ProfileRow) -> tuple[int, int, int]:
+    return row.batch, row.input_tokens, row.past_tokens
+
+
 def _tokens(row: ProfileRow) -> int:
     return row.input_tokens if row.phase is Phase.PREFILL else row.past_tokens
+
+
+def _is_held_out(row: ProfileRow, grid: _Grid) -> bool:
+    return row.batch in every_second(grid.batches) or _tokens(row) in every_second(grid.tokens)

@@ -13,7 +13,7 @@ from hetero_infer.spec.plan import Plan
 from hetero_infer.spec.workload import Phase, Workload
 
 ATTENTION_BLOCK_TOKENS = 256  # prefill attends in blocks of this many queries
-DEQUANTISE_BLOCK_WEIGHTS = 2**16  # weights are dequantised in blocks of so many, or of 32 input features
+DEQUANTISE_BLOCK_WEIGHTS = {4: 2**16, 2: 2**22}  # by element_bytes, so on a CPU and on a GPU; or 32 input features
 BLOCK_BYTES = 12  # per weight of such a block: codes, zeros and scales on their way
 SCORE_BYTES = LOGIT_BYTES = 4  # float32, whatever the device computes in
 HIDDEN_ACTIVATIONS = 6  # hidden-sized tensors alive at once in a decoder layer
@@ -110,7 +110,7 @@ def dequantise_bytes(model: ModelSpec, element_bytes: int) -> int:
 
     def of(linear: Linear) -> int:
         weights = linear.out_features * linear.in_features
-        block = min(max(DEQUANTISE_BLOCK_WEIGHTS, 32 * linear.out_features), weights)
+        block = min(max(DEQUANTISE_BLOCK_WEIGHTS[element_bytes], 32 * linear.out_features), weights)
         return weights * element_bytes + block * BLOCK_BYTES
 
     return max(map(of, model.linears.values()))

@@ -6,6 +6,7 @@ the next of several copies of the layer, as a stage does, so that caches are not
 makes once per micro-batch (positions, rotary tables) is not counted.
 """
 
+import os
 import statistics
 import time
 from collections import defaultdict
@@ -13,12 +14,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
-from pathlib import Path
 
 import torch
 from torch import nn
 from tqdm import tqdm
 
+from hetero_infer.cost.latency import ProfiledLatency
+from hetero_infer.measure.local_devices import cpu_name, cuda_devices
 from hetero_infer.measure.neighbours import working_neighbours
 from hetero_infer.models import KVCache, MicroBatch, layers_of
 from hetero_infer.models.micro_batch import pad_rows
@@ -69,13 +71,16 @@ def measure_layers(
     workload: Workload,
     threads: int,
     neighbours: int = 0,
+    slot: int | None = None,
     progress: bool = False,
 ) -> ProfileTable:
     """Time a decoder layer under each choice, the embedding and the head, over the grid of `workload`.
 
-    `neighbours` is how many other devices of this CPU work at the same time when the plan runs.
+    `device_type` is a `Device.timed_as`, `slot` which CUDA device of this host, if it is known. `neighbours` is how
+    many other devices of this CPU work at the same time when the plan runs. The header says how well every second point
+    is predicted by the others.
     """
-    device = _device_here(device_type)
+    device = _device_here(device_type, slot)
     dtype = torch.float32 if device.type == "cpu" else torch.float16
     num_copies = min(NUM_COPIES, spec.num_hidden_layers)
     with _threads(threads), working_neighbours(neighbours), torch.inference_mode():
@@ -111,17 +116,23 @@ def measure_layers(
         _row(spec, device_type, name, choice, point, statistics.median(seconds))
         for (point, name, choice), seconds in samples.items()
     ]
-    header = _header(threads, num_copies, dtype, device) | {"neighbours": str(neighbours)}
-    return ProfileTable(tuple(rows), {f"{device_type}.{key}": value for key, value in header.items()})
+    facts = _header(threads, num_copies, dtype, device) | {"neighbours": str(neighbours)}
+    header = {f"{device_type}.{key}": value for key, value in facts.items()}
+    holdout = ProfiledLatency(ProfileTable(tuple(rows)), model_name).holdout(device_type)
+    return ProfileTable(tuple(rows), header | (holdout.header(device_type) if holdout else {}))
 
 
-def _device_here(device_type: str) -> torch.device:
-    """This machine's device of a type: the CPU, or its first CUDA device under whatever name the hostfile gives it."""
-    if device_type == "cpu":
+def _device_here(device_type: str, slot: int | None) -> torch.device:
+    """This machine's device of a type: the CPU, or a CUDA device under whatever name the hostfile gives it. Without a
+    slot the first whose driver calls it so, else the first."""
+    if device_type.startswith("cpu"):
         return torch.device("cpu")
-    if not torch.cuda.is_available():
-        raise InputError(f"no CUDA device here to measure as {device_type}; run it on a host that has one")
-    return torch.device("cuda")
+    found = [device.type for device in cuda_devices()]
+    if slot is None:
+        slot = found.index(device_type) if device_type in found else 0
+    if len(found) <= slot:
+        raise InputError(f"no CUDA device {slot} here to measure as {device_type}; run it on a host that has one")
+    return torch.device("cuda", slot)
 
 
 def random_layer(spec: ModelSpec, position: int, choice: Choice, dtype: torch.dtype, device: torch.device) -> nn.Module:
@@ -207,17 +218,10 @@ def _row(spec: ModelSpec, device_type: str, name: str, choice: Choice, point: Po
 def _header(threads: int, num_copies: int, dtype: torch.dtype, device: torch.device) -> dict[str, str]:
     return {
         "date": date.today().isoformat(),
-        "hardware": torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name(),
+        "hardware": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name(),
         "threads": str(threads),
+        "cores": str(os.cpu_count() or 1),
         "torch": torch.__version__,
         "dtype": str(dtype).removeprefix("torch."),
         "copies": str(num_copies),
     }
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return "unknown"
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")

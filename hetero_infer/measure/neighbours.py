@@ -2,8 +2,11 @@
 
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+
+from hetero_infer.spec import Device
 
 _WORK = """
 import os, torch
@@ -14,6 +17,12 @@ while os.getppid() == parent:
     for _ in range(200):
         x @ weight
 """
+
+
+def cpu_neighbours(devices: Sequence[Device], timed_as: str, cores: int) -> int:
+    """Devices of one host that compute beside the one measured, as far as there are cores for them."""
+    slots = Counter(device.host for device in devices if device.is_cpu and timed_as.startswith("cpu"))
+    return max(0, min(max(slots.values(), default=1), cores) - 1)
 
 
 @contextmanager

@@ -80,6 +80,7 @@ def estimate_plan(plan: Plan, model: ModelSpec, cluster: Cluster, latency: Laten
     workload = plan.workload
     makespan = recurrence(costs, workload, plan.prefill_micro_batch_size, plan.decode_micro_batch_size)
     phases = {phase: costs.of_phase(phase) for phase in Phase}
+    sources = {device.timed_as: latency.source(device) for device in costs.devices}
     return PlanEstimate(
         prefill_s=makespan.prefill_s,
         decode_s=makespan.decode_s,
@@ -90,4 +91,6 @@ def estimate_plan(plan: Plan, model: ModelSpec, cluster: Cluster, latency: Laten
             {phase.value: phases[phase].compute_s[stage] for phase in Phase} for stage in range(costs.num_stages)
         ),
         memory_bytes=tuple(asdict(memory) for memory in plan_memory(model, plan)),
+        source={name: source.word for name, source in sources.items()},
+        holdout_mean={name: source.holdout.mean for name, source in sources.items() if source.holdout},
     )

@@ -9,7 +9,7 @@ from hetero_infer.quant.packing import CODES_PER_BLOCK, WORD_BITS, pack_codes, p
 from hetero_infer.spec import Choice
 from hetero_infer.spec.model import Linear
 
-BLOCK_WEIGHTS = 2**16  # dequantised at once
+BLOCK_WEIGHTS = {"cpu": 2**16, "cuda": 2**22}  # dequantised at once: as the cache likes it, as launches cost
 SMALLEST_SCALE = 2.0**-24  # above 0 in float16: a group of nearly 0 must not be divided by 0
 
 
@@ -55,9 +55,10 @@ class QuantLinear(nn.Module):
         return weight
 
     def _blocks(self) -> Iterator[tuple[slice, slice]]:
-        """Input features, and the words that hold their codes, of about `BLOCK_WEIGHTS` weights each: what is made on
+        """Input features, and the words that hold their codes, of some `BLOCK_WEIGHTS` weights each: what is made on
         the way to a weight stays in the cache and takes little memory."""
-        count = max(CODES_PER_BLOCK, BLOCK_WEIGHTS // self.out_features // CODES_PER_BLOCK * CODES_PER_BLOCK)
+        weights = BLOCK_WEIGHTS[self.qweight.device.type]
+        count = max(CODES_PER_BLOCK, weights // self.out_features // CODES_PER_BLOCK * CODES_PER_BLOCK)
         words = count * self.choice.bits // WORD_BITS
         for block, first in enumerate(range(0, self.in_features, count)):
             yield slice(first, first + count), slice(block * words, (block + 1) * words)

@@ -1,9 +1,11 @@
 """The nouns that every other part speaks in. Standard library only."""
 
 from hetero_infer.spec.choice import UNQUANTISED, Choice
-from hetero_infer.spec.cluster import Cluster, Device, GpuType, Link
+from hetero_infer.spec.cluster import Cluster, Device, Link
 from hetero_infer.spec.config import RunConfig
 from hetero_infer.spec.errors import HeteroInferError, InfeasibleError, InputError
+from hetero_infer.spec.gpu_type import GpuType
+from hetero_infer.spec.links import LinkTable
 from hetero_infer.spec.model import ModelSpec
 from hetero_infer.spec.plan import Plan, PlanEstimate, QualityPlan, SolverReport, StagePlan
 from hetero_infer.spec.profile import ProfileRow, ProfileTable
@@ -20,6 +22,7 @@ __all__ = [
     "InfeasibleError",
     "InputError",
     "Link",
+    "LinkTable",
     "ModelSpec",
     "Phase",
     "Plan",

@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,34 +11,12 @@ from typing import Any
 from hetero_infer.spec.errors import InputError, located
 from hetero_infer.spec.fields import read_fields
 from hetero_infer.spec.files import read_text
+from hetero_infer.spec.gpu_type import GIB, GPU_TYPES
 
-GIB = 2**30
 UNITS = {"KiB": 2**10, "MiB": 2**20, "GiB": GIB}
 DEVICE_KEYS = ("gpu", "slowdown", "memory", "threads")
 DEVICE_FIELDS = {"name": str, "type": str, "memory_bytes": int, "slowdown": float, "threads": int}  # in plan.json
 MOST_SLOTS = MOST_THREADS = 1024
-
-
-@dataclass(frozen=True)
-class GpuType:
-    """A line of the spec sheet. Source: the vendor's product page."""
-
-    name: str
-    memory_bytes: int
-
-
-GPU_TYPES = {
-    gpu.name: gpu
-    for gpu in (
-        GpuType("t4", 16 * GIB),
-        GpuType("p100", 16 * GIB),
-        GpuType("v100-16", 16 * GIB),
-        GpuType("v100-32", 32 * GIB),
-        GpuType("rtx3090", 24 * GIB),
-        GpuType("a100-40", 40 * GIB),
-        GpuType("a100-80", 80 * GIB),
-    )
-}
 
 
 @dataclass(frozen=True)
@@ -66,6 +45,11 @@ class Device:
     @property
     def is_cpu(self) -> bool:
         return self.type == "cpu"
+
+    @property
+    def timed_as(self) -> str:
+        """What its seconds are measured as: its type, and a CPU's number of threads where it is not 1."""
+        return f"{self.type}-{self.threads}" if self.is_cpu and self.threads > 1 else self.type
 
     @property
     def is_emulated(self) -> bool:
@@ -118,6 +102,17 @@ class Cluster:
         """The measured link between two hosts, else the default."""
         return self.links.get((source.host, target.host), self.default_link)
 
+    @property
+    def host_pairs(self) -> tuple[tuple[str, str], ...]:
+        """Every two hosts, both ways, and each host with itself where it has several slots, in hostfile order."""
+        slots = Counter(device.host for device in self.devices)
+        return tuple((a, b) for a in slots for b in slots if a != b or slots[a] > 1)
+
+    @property
+    def unmeasured_pairs(self) -> tuple[tuple[str, str], ...]:
+        """Those that get the default link."""
+        return tuple(pair for pair in self.host_pairs if pair not in self.links)
+
     @classmethod
     def from_hostfile(cls, path: Path, default_link: Link) -> "Cluster":
         """Read a DeepSpeed hostfile: ``host slots=N  # gpu=t4,v100-32 slowdown=1,2 memory=4GiB threads=1``."""
@@ -156,7 +151,10 @@ def _devices_of_line(entry: str, comment: str, where: str) -> list[Device]:
             raise InputError(f"{where}: {key} stands there twice; give one value, or one per slot with commas")
         said[key] = _one_per_slot(values.split(","), slots, f"{where}: {key}")
     if "gpu" not in said:
-        raise InputError(f"{where}: the type of {host}'s devices is not said; add '# gpu=t4' (or gpu=cpu)")
+        raise InputError(
+            f"{where}: the type of {host}'s devices is not said; add '# gpu=t4' (or gpu=cpu); 'hetero-infer devices' "
+            f"on {host} prints its line"
+        )
     return [_device(host, slot, {key: values[slot] for key, values in said.items()}, where) for slot in range(slots)]
 
 
@@ -177,7 +175,10 @@ def _device(host: str, slot: int, said: dict[str, str], where: str) -> Device:
     elif type_name == "cpu":
         raise InputError(f"{where}: say how much memory a cpu device may use, like memory=4GiB")
     else:
-        raise InputError(f"{where}: gpu={type_name} is not known; known: cpu, {', '.join(GPU_TYPES)}")
+        raise InputError(
+            f"{where}: gpu={type_name} is not known; known: cpu, {', '.join(GPU_TYPES)}; any other name needs its "
+            f"memory, like 'gpu={type_name} memory=24GiB'"
+        )
     slowdown, threads = (_number(said.get(key, "1"), f"{where}: {key}") for key in ("slowdown", "threads"))
     if threads != int(threads):
         raise InputError(f"{where}: threads = {threads} is not a whole number")

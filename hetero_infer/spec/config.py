@@ -4,7 +4,7 @@ import difflib
 import os
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from hetero_infer.spec.cluster import Cluster, Link
 from hetero_infer.spec.errors import InputError, located
 from hetero_infer.spec.fields import kinds_of, nearest, read_value
 from hetero_infer.spec.files import read_text
+from hetero_infer.spec.links import LinkTable
 from hetero_infer.spec.workload import Workload
 
 DEMO_MODEL = Path(__file__).parent.parent / "demo"
@@ -25,6 +26,7 @@ class RunConfig:
     model: Path
     hostfile: Path
     default_link: Link
+    links: Path
     profile: Path
     workload: Workload
     max_perplexity_increase: float
@@ -43,7 +45,9 @@ class RunConfig:
 
     @property
     def cluster(self) -> Cluster:
-        return Cluster.from_hostfile(self.hostfile, self.default_link)
+        """The hostfile's devices, with the links that were measured: a file that is not there is not made yet."""
+        links = LinkTable.load_if_there(self.links).links
+        return replace(Cluster.from_hostfile(self.hostfile, self.default_link), links=links)
 
     @classmethod
     def load(cls, path: Path) -> "RunConfig":
@@ -72,6 +76,7 @@ class RunConfig:
             model=model_folder,
             hostfile=Path(reader.take("cluster", "hostfile", str)),
             default_link=default_link,
+            links=Path(reader.take("cluster", "links", str, str(work / "links.csv"))),
             profile=Path(reader.take("cluster", "profile", str, str(work / "profile.csv"))),
             workload=workload,
             max_perplexity_increase=float(reader.take("quality", "max_perplexity_increase", float, 0.1)),
@@ -107,7 +112,7 @@ class RunConfig:
             raise InputError(f"[server] port = {self.port}: ports go from 0 (any that is free) to 65535")
         inputs = ("model", "hostfile", "text", "calibration")
         user_of: dict[str, str] = {os.path.abspath(getattr(self, name)): name for name in inputs}
-        for name in ("profile", "sensitivity", "checkpoint", "plan"):
+        for name in ("profile", "links", "sensitivity", "checkpoint", "plan"):
             path = getattr(self, name)
             other = user_of.setdefault(os.path.abspath(path), name)
             if other != name:

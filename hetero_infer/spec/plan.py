@@ -3,7 +3,7 @@
 import itertools
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,9 @@ class PlanEstimate:
     """What the plan promises: the recurrence over the real micro-batches, in seconds, for one full batch.
 
     `closed_form_s` is the planner's objective for the same plan. `stage_seconds[stage]` holds the compute seconds
-    of one full micro-batch per phase, `memory_bytes[stage]` the bytes per part.
+    of one full micro-batch per phase, `memory_bytes[stage]` the bytes per part. `source` says for each device type
+    whether its seconds were measured or are from the spec sheet, `holdout_mean` how well the measured ones predict
+    others that were held out (mean relative error).
     """
 
     prefill_s: float
@@ -50,6 +52,8 @@ class PlanEstimate:
     closed_form_s: float
     stage_seconds: tuple[Mapping[str, float], ...]
     memory_bytes: tuple[Mapping[str, int], ...]
+    source: Mapping[str, str] = field(default_factory=dict)
+    holdout_mean: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def total_s(self) -> float:
@@ -242,8 +246,14 @@ def _read_stage(content: object, where: str) -> StagePlan:
 
 def _read_estimate(content: object, num_stages: int, where: str) -> PlanEstimate | None:
     """None where a hand changed the number of stages. `total_s` follows from the others and is not read."""
-    said = read_fields(content, kinds_of(PlanEstimate), where, {"total_s": float})
+    kinds = kinds_of(PlanEstimate)
+    optional = {"source": dict, "holdout_mean": dict, "total_s": float}
+    required = {name: kind for name, kind in kinds.items() if name not in optional}
+    said = read_fields(content, required, where, optional)
     said.pop("total_s", None)
+    for part, of_device in (("source", str), ("holdout_mean", float)):
+        for device, value in said.get(part, {}).items():
+            read_value(value, of_device, f"{where}: {part} {device}")
     for part, kind in (("stage_seconds", float), ("memory_bytes", int)):
         for stage, entries in enumerate(said[part]):
             for key, value in read_value(entries, dict, f"{where}: {part}[{stage}]").items():

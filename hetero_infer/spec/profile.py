@@ -1,19 +1,15 @@
 """`ProfileTable`: measured seconds of one layer on one device type, as ``profile.csv``."""
 
-import csv
-import io
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from hetero_infer.spec.choice import Choice
-from hetero_infer.spec.errors import InputError, located
-from hetero_infer.spec.fields import KINDS, nearest, read_value
-from hetero_infer.spec.files import read_text, write_atomically
+from hetero_infer.spec.csv_file import read_csv, write_csv
+from hetero_infer.spec.errors import InputError
 from hetero_infer.spec.workload import Phase
 
-FORMAT = 1
 DECODER, EMBEDDING, HEAD = "decoder", "embedding", "head"
 
 
@@ -21,8 +17,8 @@ DECODER, EMBEDDING, HEAD = "decoder", "embedding", "head"
 class ProfileRow:
     """One measured point. `input_tokens` and `past_tokens` are per sequence; `seconds` are for the whole batch.
 
-    `device` is a device type, measured without emulated slowdown. `model` is the model's name, with ``#embedding``
-    or ``#head`` after it for the layers that are no decoder layers.
+    `device` is a `Device.timed_as`, measured without emulated slowdown. `model` is the model's name, with
+    ``#embedding`` or ``#head`` after it for the layers that are no decoder layers.
     """
 
     device: str
@@ -43,6 +39,10 @@ class ProfileRow:
         return Choice(self.bits, self.group_size, self.activations)
 
     @property
+    def model_name(self) -> str:
+        return self.model.partition("#")[0]
+
+    @property
     def layer_kind(self) -> str:
         """`DECODER`, `EMBEDDING` or `HEAD`."""
         return self.model.partition("#")[2] or DECODER
@@ -57,59 +57,38 @@ class ProfileTable:
     header: Mapping[str, str] = field(default_factory=dict)
 
     def save(self, path: Path) -> None:
-        stream = io.StringIO()
-        for key, value in {"format": str(FORMAT), **self.header}.items():
-            stream.write(f"# {key} = {value}\n")
-        writer = csv.DictWriter(stream, [f.name for f in fields(ProfileRow)], lineterminator="\n")
-        writer.writeheader()
-        for row in self.rows:
-            writer.writerow(asdict(row) | {"phase": row.phase.value, "seconds": f"{row.seconds:.6e}"})
-        write_atomically(path, stream.getvalue())
+        rows = (row_to_json(row) | {"seconds": f"{row.seconds:.6e}"} for row in self.rows)
+        write_csv(path, self.header, COLUMNS, rows)
 
     @classmethod
     def load(cls, path: Path) -> "ProfileTable":
-        lines = read_text(path, "profile").splitlines()
-        header = dict(_header_entry(line) for line in lines if line.startswith("#"))
-        if header.pop("format", None) != str(FORMAT):
-            raise InputError(f"profile {path}: its first line must read '# format = {FORMAT}'")
-        reader = csv.reader(line for line in lines if not line.startswith("#"))
-        columns = next(reader, [])
-        for column in columns:
-            if column not in COLUMNS:
-                raise InputError(f"profile {path}: the column {column} is not known{nearest(column, COLUMNS)}")
-        for column in COLUMNS:
-            if column not in columns:
-                raise InputError(f"profile {path}: the column {column} is missing")
-            if columns.count(column) > 1:
-                raise InputError(f"profile {path}: the column {column} stands there twice")
-        rows = []
-        for number, cells in enumerate(filter(None, reader), 1):
-            where = f"profile {path}, row {number}"
-            if len(cells) != len(columns):
-                raise InputError(f"{where}: {len(cells)} values for {len(columns)} columns")
-            rows.append(_row(dict(zip(columns, cells, strict=True)), where))
+        header, rows = read_csv(path, "profile", COLUMNS, _row)
         return cls(tuple(rows), header)
 
+    @classmethod
+    def load_if_there(cls, path: Path) -> "ProfileTable":
+        return cls.load(path) if path.exists() else cls(())
 
-def _header_entry(line: str) -> tuple[str, str]:
-    key, _, value = line.lstrip("# ").partition("=")
-    return key.strip(), value.strip()
+    def with_measured(self, measured: "ProfileTable") -> "ProfileTable":
+        """With the rows of `measured` in place of those of the same device types and models, and its header first."""
+        replaced = {(row.device, row.model_name) for row in measured.rows}
+        kept = tuple(row for row in self.rows if (row.device, row.model_name) not in replaced)
+        types = {device for device, _ in replaced}
+        header = {key: value for key, value in self.header.items() if key.rpartition(".")[0] not in types}
+        return ProfileTable((*kept, *measured.rows), {**header, **measured.header})
 
 
-def _row(cells: Mapping[str, str], where: str) -> ProfileRow:
-    values = {column: _value(cells[column], kind, f"{where}: {column}") for column, kind in COLUMNS.items()}
+def _row(values: Mapping[str, Any]) -> ProfileRow:
     if values["seconds"] <= 0 or values["batch"] < 1 or min(values["input_tokens"], values["past_tokens"]) < 0:
-        raise InputError(f"{where}: batch and seconds are above 0, tokens not below it")
+        raise InputError("batch and seconds are above 0, tokens not below it")
     row = ProfileRow(**values)
-    with located(where):
-        Choice(row.bits, row.group_size, row.activations)
+    Choice(row.bits, row.group_size, row.activations)
     return row
 
 
-def _value(text: str, kind: Any, place: str) -> Any:
-    try:
-        value = kind(text)
-    except ValueError:
-        wanted = f"one of {', '.join(Phase)}" if kind is Phase else KINDS[kind]
-        raise InputError(f"{place} = {text!r} is not {wanted}") from None
-    return read_value(value, kind, place) if kind in KINDS else value
+def row_to_json(row: ProfileRow) -> dict[str, Any]:
+    return asdict(row) | {"phase": row.phase.value}
+
+
+def row_from_json(entry: Mapping[str, Any]) -> ProfileRow:
+    return ProfileRow(**{**entry, "phase": Phase(entry["phase"])})

@@ -4,6 +4,7 @@ In: the members' events (rank 0's own member is one of them, over a socket pair)
 """
 
 import asyncio
+import json
 import traceback
 from collections import defaultdict
 from collections.abc import Iterable
@@ -12,6 +13,7 @@ from typing import Any
 
 import hetero_infer
 from hetero_infer.spec import Device, HeteroInferError, InputError, Plan, RunConfig
+from hetero_infer.spec.cluster import device_to_json
 from hetero_infer.spec.files import read_text
 from hetero_infer.supervisor.child import run_child
 from hetero_infer.supervisor.ending import Cause, Ending, cause_of
@@ -49,7 +51,7 @@ class Coordinator:
         self._map: RankMap | None = None
         self._said: defaultdict[str, dict[int, dict[str, Any]]] = defaultdict(dict)
         self._changed = asyncio.Event()
-        self._tokens: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+        self._events: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
         self._endings: list[Ending] = []
         self._is_ending = asyncio.Event()
         self._stop: dict[str, Any] | None = None
@@ -93,28 +95,39 @@ class Coordinator:
     async def _live(self) -> None:
         config = RunConfig.load(self._setup.config)
         self._job.open(config)
-        await self._join()
-        plan_path = await self._get_plan(config)
-        plan = Plan.load(plan_path)
-        self._map = RankMap.of(plan, [peer.joined for peer in self._peers.values()])
-        self._devices = plan.devices
-        await self._prepare(plan_path)
+        await self._join(Plan.load(self._setup.plan).devices if self._setup.plan else config.cluster.devices)
+        plan = None
+        joined = [peer.joined for peer in self._peers.values()]
+        if self._setup.is_survey:
+            self._devices = config.cluster.devices
+            self._map = RankMap.of_every_slot(self._devices, joined)
+            await self._prepare(json.dumps([device_to_json(device) for device in self._devices]))
+        else:
+            plan_path = await self._get_plan(config)
+            plan = Plan.load(plan_path)
+            self._map = RankMap.of(plan, joined)
+            self._devices = plan.devices
+            say(f"plan {plan_path}: {len(plan.stages)} stages; quantising what is missing")
+            await self._prepare(read_text(plan_path, "plan"))
         await self._start_workers()
         first = self._peers[self._map.launcher_ranks[0]].connection
-        await self._job.run(RunningPipeline(plan, first.send, self._tokens))
+        await self._job.run(RunningPipeline(plan, first.send, self._events))
         await self._shut_down()
         self._say_memory(plan)
 
-    async def _join(self) -> None:
+    async def _join(self, devices: tuple[Device, ...]) -> None:
+        """`devices[rank]`, if the launcher started as many as the plan or the config has."""
         try:
             await asyncio.wait_for(self._all_said("hello", set(self._awaited)), self._limits.join_s)
         except TimeoutError:
             missing = sorted(self._awaited - self._peers.keys())
             self._awaited = set(self._peers)
             there = ", ".join(f"{rank} ({peer.joined.host})" for rank, peer in sorted(self._peers.items()))
+            hosts = [device.host for device in devices] if len(devices) == self._place.world_size else []
+            absent = ", ".join(f"{rank} ({hosts[rank]})" if hosts else f"{rank}" for rank in missing)
             raise HeteroInferError(
-                f"rank {', '.join(map(str, missing))} of {self._place.world_size} did not join within "
-                f"{self._limits.join_s:.0f} s; joined: {there}"
+                f"rank {absent} of {self._place.world_size} did not join within {self._limits.join_s:.0f} s; joined: "
+                f"{there}"
             ) from None
 
     async def _get_plan(self, config: RunConfig) -> Path:
@@ -126,9 +139,7 @@ class Coordinator:
         await run_child(command, "planning", self._limits.terminate_s)
         return config.plan
 
-    async def _prepare(self, plan_path: Path) -> None:
-        say(f"plan {plan_path}: {len(self._map.launcher_ranks)} stages; quantising what is missing")
-        text = read_text(plan_path, "plan")
+    async def _prepare(self, text: str) -> None:
         for rank, peer in self._peers.items():
             stages = self._map.stages_to_prepare.get(rank, ())
             peer.connection.send({"command": "prepare", "plan": text, "stages": stages})
@@ -140,8 +151,9 @@ class Coordinator:
         self._tell([ranks[0]], {"command": "open_port", "address": address})
         port = (await self._all_said("port_opened", {ranks[0]}))[ranks[0]]["port"]
         for stage, rank in enumerate(ranks):
-            self._tell([rank], {"command": "start", "stage": stage, "address": address, "port": port})
-        say("loading")
+            command = {"command": "start", "stage": stage, "num_stages": len(ranks), "address": address, "port": port}
+            self._tell([rank], command | {"device": device_to_json(self._devices[rank])})
+        say("measuring" if self._setup.is_survey else "loading")
         await self._all_said("ready", set(ranks))
 
     async def _shut_down(self) -> None:
@@ -209,8 +221,8 @@ class Coordinator:
         match message["event"]:
             case "heartbeat":
                 pass
-            case "tokens" | "finished" | "batch_done":
-                self._tokens.put_nowait(message)
+            case "tokens" | "finished" | "batch_done" | "measured":
+                self._events.put_nowait(message)
             case "interrupted":
                 self.interrupt()
             case "failed":
@@ -257,7 +269,7 @@ class Coordinator:
         if not self._map:
             return f"rank {rank} (host {host})"
         stage = self._map.stage_of(rank)
-        name = f"rank {rank}" if stage is None else f"stage {stage}"
+        name = f"rank {rank}" if stage is None or self._setup.is_survey else f"stage {stage}"
         return f"{name} on {self._devices[rank].name} (host {host}{f', pid {pid}' if pid else ''})"
 
     def _address_of(self, rank: int) -> str:

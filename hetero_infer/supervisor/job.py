@@ -8,9 +8,12 @@ from hetero_infer.spec import Plan, RunConfig
 
 
 class RunningPipeline:
-    """Commands to the first stage's worker, and its events. ``docs/supervisor.md`` has both."""
+    """Commands to the first stage's worker, and the workers' events. ``docs/supervisor.md`` has both. A survey has no
+    plan."""
 
-    def __init__(self, plan: Plan, send: Callable[[dict[str, Any]], None], events: asyncio.Queue[dict[str, Any]]):
+    def __init__(
+        self, plan: Plan | None, send: Callable[[dict[str, Any]], None], events: asyncio.Queue[dict[str, Any]]
+    ):
         self.plan = plan
         self.send = send
         self.receive = events.get

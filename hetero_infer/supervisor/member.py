@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import hetero_infer
-from hetero_infer.spec import HeteroInferError, Plan, RunConfig
+from hetero_infer.spec import HeteroInferError, RunConfig
+from hetero_infer.spec.cluster import device_from_json
 from hetero_infer.spec.files import write_atomically
 from hetero_infer.supervisor.child import run_child
 from hetero_infer.supervisor.json_lines import JsonLines
@@ -24,7 +25,7 @@ from hetero_infer.supervisor.worker import Worker, worker_environment
 
 
 class Member:
-    """`folder` holds this supervisor's own copy of the plan: no disk is shared."""
+    """`folder` holds this supervisor's own copy of the plan, or of a survey's devices: no disk is shared."""
 
     def __init__(self, place: Place, coordinator: JsonLines, setup: Setup, folder: Path) -> None:
         self._place = place
@@ -68,7 +69,7 @@ class Member:
                 case "open_port":
                     self._do(self._open_port(message["address"]))
                 case "start":
-                    self._do(self._run_worker(message["stage"], message["address"], message["port"]))
+                    self._do(self._run_worker(message))
                 case "generate" | "cancel" | "shutdown" if self._worker:
                     self._worker.send(message)
                 case "stop":
@@ -90,9 +91,9 @@ class Member:
     async def _open_port(self, address: str) -> None:
         self._report("port_opened", port=_free_port(address))
 
-    async def _run_worker(self, stage: int, address: str, port: int) -> None:
-        plan = Plan.load(self._plan)
-        environment = worker_environment(stage, len(plan.stages), plan.device_of(stage), address, port)
+    async def _run_worker(self, start: dict[str, Any]) -> None:
+        stage, device = start["stage"], device_from_json(start["device"])
+        environment = worker_environment(stage, start["num_stages"], device, start["address"], start["port"])
         arguments = ["--plan", str(self._plan), "--config", str(self._config), "--stage", str(stage)]
         self._worker = await Worker.start([*self._commands.worker, *arguments], environment, self._limits)
         end = await self._worker.watch(self._coordinator.send)

@@ -41,6 +41,12 @@ class RankMap:
         to_prepare = {min(launcher_ranks[s] for s in stages): tuple(stages) for stages in stages_of_host.values()}
         return cls(launcher_ranks, to_prepare)
 
+    @classmethod
+    def of_every_slot(cls, devices: Sequence[Device], joined: Sequence[Joined]) -> "RankMap":
+        """A worker on each, with the launcher's rank, and nothing to prepare."""
+        check_hosts(devices, joined)
+        return cls(tuple(range(len(devices))), {})
+
     def stage_of(self, rank: int) -> int | None:
         return self.launcher_ranks.index(rank) if rank in self.launcher_ranks else None
 

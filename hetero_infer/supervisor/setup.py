@@ -28,9 +28,10 @@ class Limits:
 
 @dataclass(frozen=True)
 class Setup:
-    """Without `plan`, rank 0 makes one from `config`."""
+    """Without `plan`, rank 0 makes one from `config`. A survey has none: every slot of the hostfile gets a worker."""
 
     config: Path
     plan: Path | None = None
     commands: Commands = Commands()
     limits: Limits = Limits()
+    is_survey: bool = False

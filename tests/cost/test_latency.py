@@ -107,3 +107,26 @@ def test_one_measured_batch_says_nothing_about_larger_ones() -> None:
     assert latency.layer_seconds(CPU, "decoder", FOUR, Phase.DECODE, 1, 1, 32) == measured(Phase.DECODE, 2, 32)
     with pytest.raises(InputError, match="batch = 2 only"):
         latency.layer_seconds(CPU, "decoder", FOUR, Phase.DECODE, 4, 1, 32)
+
+
+def test_held_out_points_are_predicted_from_the_others() -> None:
+    """Batch 4 and a past of 128 lie inside their axes; where seconds are bilinear they are predicted exactly."""
+    bilinear = [replace(r, seconds=1e-3 + 1e-5 * r.batch * (r.input_tokens + r.past_tokens)) for r in ROWS]
+    exact = ProfiledLatency(ProfileTable(tuple(bilinear)), "tiny").holdout("cpu")
+    held = [r for r in ROWS if r.batch == 4 or r.past_tokens == 128]
+    assert exact.points == len(held) == 7 and exact.worst == pytest.approx(0, abs=1e-12)
+    one_off = [replace(r, seconds=r.seconds * 2) if r == bilinear[2] else r for r in bilinear]
+    assert one_off[2].batch == 4
+    off = ProfiledLatency(ProfileTable(tuple(one_off)), "tiny").holdout("cpu")
+    assert off.worst == pytest.approx(0.5) and off.mean == pytest.approx(0.5 / 7)
+
+
+def test_a_grid_of_two_points_an_axis_holds_nothing_out() -> None:
+    two = [r for r in ROWS if r.batch in (1, 8) and r.past_tokens in (0, 32, 512)]
+    assert ProfiledLatency(ProfileTable(tuple(two)), "tiny").holdout("cpu") is None
+
+
+def test_threads_of_a_cpu_make_a_type_of_their_own() -> None:
+    on_two = replace(CPU, threads=2)
+    assert (CPU.timed_as, on_two.timed_as, replace(on_two, type="t4").timed_as) == ("cpu", "cpu-2", "t4")
+    assert LATENCY.knows(CPU) and not LATENCY.knows(on_two)

@@ -114,7 +114,8 @@ def test_a_stage_is_the_sum_of_its_layers_and_only_pays_for_dequantising_what_is
 
 
 def test_the_blocks_are_those_of_the_runtime() -> None:
-    assert DEQUANTISE_BLOCK_WEIGHTS == BLOCK_WEIGHTS and ATTENTION_BLOCK_TOKENS == QUERY_BLOCK
+    assert {4: BLOCK_WEIGHTS["cpu"], 2: BLOCK_WEIGHTS["cuda"]} == DEQUANTISE_BLOCK_WEIGHTS
+    assert ATTENTION_BLOCK_TOKENS == QUERY_BLOCK
 
 
 @pytest.mark.parametrize("element_bytes", [2, 4])

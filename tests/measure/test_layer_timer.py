@@ -5,6 +5,7 @@ import torch
 
 from hetero_infer.measure import layer_timer
 from hetero_infer.measure.layer_timer import grid, measure_layers
+from hetero_infer.measure.local_devices import LocalDevice
 from hetero_infer.models import layers_of
 from hetero_infer.spec import UNQUANTISED, Choice, InputError, ModelSpec, Phase, ProfileTable, Workload
 from tests.tiny_model import TINY
@@ -38,7 +39,8 @@ def test_the_grid_covers_the_workload() -> None:
 def test_the_header_says_where_it_was_measured(table: ProfileTable, tmp_path: Path) -> None:
     assert table.header["cpu.threads"] == "1"
     assert table.header["cpu.torch"] == torch.__version__
-    facts = {"date", "hardware", "threads", "torch", "dtype", "copies", "neighbours"}
+    facts = {"date", "hardware", "threads", "torch", "dtype", "copies", "neighbours", "cores"}
+    facts |= {"holdout_mean", "holdout_worst"}
     assert set(table.header) == {f"cpu.{fact}" for fact in facts}
     table.save(tmp_path / "profile.csv")
     assert ProfileTable.load(tmp_path / "profile.csv").header == table.header
@@ -46,8 +48,18 @@ def test_the_header_says_where_it_was_measured(table: ProfileTable, tmp_path: Pa
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device to measure")
 def test_a_gpu_that_is_not_here_is_not_measured() -> None:
-    with pytest.raises(InputError, match="no CUDA device here to measure as t4"):
+    with pytest.raises(InputError, match="no CUDA device 0 here to measure as t4"):
         measure_layers(ModelSpec.from_config(TINY, "tiny"), "tiny", "t4", CHOICES, WORKLOAD, threads=1)
+
+
+def test_of_several_gpus_the_one_of_that_type_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    here = [LocalDevice("Tesla T4", "t4", 1, 1), LocalDevice("Tesla P100", "p100", 1, 1)]
+    monkeypatch.setattr(layer_timer, "cuda_devices", lambda: here)
+    index = {name: layer_timer._device_here(name, None).index for name in ("t4", "p100", "named-by-hand")}
+    assert index == {"t4": 0, "p100": 1, "named-by-hand": 0}
+    assert layer_timer._device_here("t4", 1).index == 1, "a survey knows its slot"
+    with pytest.raises(InputError, match="no CUDA device 2 here"):
+        layer_timer._device_here("t4", 2)
 
 
 def test_measuring_leaves_the_thread_count_as_it_was() -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from functools import cache
 
 from hetero_infer.cost import memory
+from hetero_infer.cost.latency import Source
 from hetero_infer.planner.request import PlanRequest
 from hetero_infer.spec import (
     UNQUANTISED,
@@ -53,6 +54,9 @@ class RandomLatency:
         fixed, per_token, per_past = rng.uniform(1e-4, 2e-3), rng.uniform(1e-6, 3e-5), rng.uniform(0, 2e-6)
         work = fixed + per_token * batch * input_tokens + per_past * batch * past_tokens
         return work * (1 if kind == "decoder" else 0.3) * device.slowdown
+
+    def source(self, device: Device) -> Source:
+        return Source("random")
 
 
 def random_request(seed: int) -> PlanRequest:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 
+from hetero_infer.cost.latency import Source
 from hetero_infer.cost.memory import decoder_layer_bytes, kv_cache_bytes, plan_memory
 from hetero_infer.cost.timeline import recurrence
 from hetero_infer.pipeline.instructions import DecodeForward, PrefillForward
@@ -57,6 +58,9 @@ class FlatLatency:
     ) -> float:
         seconds = 0.01 + self.per_bit_s * (choice.bits - 4)
         return seconds * device.slowdown if kind == "decoder" else 0.0
+
+    def source(self, device: Device) -> Source:
+        return Source("made up")
 
 
 def request_of(links: Mapping[tuple[str, str], Link] | None = None, workload: Workload | None = None) -> PlanRequest:

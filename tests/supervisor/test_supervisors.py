@@ -126,7 +126,7 @@ def test_hosts_that_are_not_the_plans_are_refused(run_folder: RunFolder) -> None
 def test_a_rank_that_does_not_join_is_named(run_folder: RunFolder) -> None:
     run_folder.start_supervisors(run_folder.batch([1]), ranks=[0, 2], FAKE_JOIN_S="3")
     assert run_folder.wait() == [1, 1]
-    assert "rank 1 of 3 did not join within 3 s" in run_folder.said()
+    assert "rank 1 (localhost) of 3 did not join within 3 s" in run_folder.said()
 
 
 def test_a_rank_that_finds_no_rank_0_says_where_it_looked(run_folder: RunFolder) -> None:
@@ -190,3 +190,16 @@ def test_a_port_in_use_is_said_before_anything_is_planned(run_folder: RunFolder)
         assert run_folder.wait() == [2, 2, 2]
     assert f"cannot serve on 127.0.0.1:{run_folder.port}" in run_folder.said()
     assert not (run_folder.path / "out" / "plan.json").exists()
+
+
+def test_a_survey_names_the_hosts_that_did_not_join(run_folder: RunFolder) -> None:
+    run_folder.set_hosts("localhost slots=1 # gpu=cpu memory=1GiB\nnode-b slots=2 # gpu=t4")
+    run_folder.start_supervisors(["measure", "-c", str(run_folder.config)], ranks=[0], FAKE_JOIN_S="2")
+    assert run_folder.wait() == [1]
+    assert "rank 1 (node-b), 2 (node-b) of 3 did not join within 2 s" in run_folder.said()
+
+
+def test_a_survey_of_other_hosts_than_the_configs_is_refused(run_folder: RunFolder) -> None:
+    run_folder.start_supervisors(["measure", "-c", str(run_folder.config)], world_size=2)
+    assert run_folder.wait() == [2, 2]
+    assert "localhost: 3, those that joined are" in run_folder.said()
