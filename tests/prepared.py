@@ -1,4 +1,4 @@
-"""A tiny model with its files for a run: hostfile, config, a plan by hand, a batch; and what one process would answer."""
+"""A tiny model with the files of a run: hostfile, config, plan by hand, batch; and what one process would answer."""
 
 import json
 import random

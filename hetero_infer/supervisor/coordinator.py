@@ -92,7 +92,7 @@ class Coordinator:
     async def _live(self) -> None:
         config = RunConfig.load(self._setup.config)
         self._job.open(config)
-        await self._join()
+        await self._join(Plan.load(self._setup.plan).devices if self._setup.plan else config.cluster.devices)
         plan_path = await self._get_plan(config)
         plan = Plan.load(plan_path)
         self._map = RankMap.of(plan, [peer.joined for peer in self._peers.values()])
@@ -103,16 +103,19 @@ class Coordinator:
         await self._job.run(RunningPipeline(plan, first.send, self._tokens))
         await self._shut_down()
 
-    async def _join(self) -> None:
+    async def _join(self, devices: tuple[Device, ...]) -> None:
+        """`devices[rank]`, if the launcher started as many as the plan or the config has."""
         try:
             await asyncio.wait_for(self._all_said("hello", set(self._awaited)), self._limits.join_s)
         except TimeoutError:
             missing = sorted(self._awaited - self._peers.keys())
             self._awaited = set(self._peers)
             there = ", ".join(f"{rank} ({peer.joined.host})" for rank, peer in sorted(self._peers.items()))
+            hosts = [device.host for device in devices] if len(devices) == self._place.world_size else []
+            absent = ", ".join(f"{rank} ({hosts[rank]})" if hosts else f"{rank}" for rank in missing)
             raise HeteroInferError(
-                f"rank {', '.join(map(str, missing))} of {self._place.world_size} did not join within "
-                f"{self._limits.join_s:.0f} s; joined: {there}"
+                f"rank {absent} of {self._place.world_size} did not join within {self._limits.join_s:.0f} s; joined: "
+                f"{there}"
             ) from None
 
     async def _get_plan(self, config: RunConfig) -> Path:
@@ -138,7 +141,8 @@ class Coordinator:
         self._tell([ranks[0]], {"command": "open_port", "address": address})
         port = (await self._all_said("port_opened", {ranks[0]}))[ranks[0]]["port"]
         for stage, rank in enumerate(ranks):
-            self._tell([rank], {"command": "start", "stage": stage, "address": address, "port": port})
+            where = {"address": address, "port": port, "own_address": self._address_of(rank)}
+            self._tell([rank], {"command": "start", "stage": stage, **where})
         say("loading")
         await self._all_said("ready", set(ranks))
 

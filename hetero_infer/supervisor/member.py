@@ -68,7 +68,8 @@ class Member:
                 case "open_port":
                     self._do(self._open_port(message["address"]))
                 case "start":
-                    self._do(self._run_worker(message["stage"], message["address"], message["port"]))
+                    where = (message["address"], message["port"], message["own_address"])
+                    self._do(self._run_worker(message["stage"], *where))
                 case "generate" | "shutdown" if self._worker:
                     self._worker.send(message)
                 case "stop":
@@ -90,9 +91,9 @@ class Member:
     async def _open_port(self, address: str) -> None:
         self._report("port_opened", port=_free_port(address))
 
-    async def _run_worker(self, stage: int, address: str, port: int) -> None:
+    async def _run_worker(self, stage: int, address: str, port: int, own_address: str) -> None:
         plan = Plan.load(self._plan)
-        environment = worker_environment(stage, len(plan.stages), plan.device_of(stage), address, port)
+        environment = worker_environment(stage, len(plan.stages), plan.device_of(stage), address, port, own_address)
         arguments = ["--plan", str(self._plan), "--config", str(self._config), "--stage", str(stage)]
         self._worker = await Worker.start([*self._commands.worker, *arguments], environment, self._limits)
         end = await self._worker.watch(self._coordinator.send)

@@ -41,6 +41,6 @@ rmdir /old
 hostname "$name"
 ip link set lo up
 /usr/sbin/sshd -E /var/log/sshd.log
-echo "up $pid"
 sleep infinity &
+echo "up $pid"
 wait $! # and bury what loses its parent

@@ -42,6 +42,8 @@ PermitRootLogin prohibit-password
 UsePAM no
 MaxStartups 100
 PidFile none
+ClientAliveInterval 1
+ClientAliveCountMax 4
 """
 # The first two end an ssh whose host is gone: else a launcher waits for it for a quarter of an hour.
 SSH_CONFIG = """\
