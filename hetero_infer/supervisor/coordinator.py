@@ -4,6 +4,7 @@ In: the members' events (rank 0's own member is one of them, over a socket pair)
 """
 
 import asyncio
+import contextlib
 import traceback
 from collections import defaultdict
 from collections.abc import Iterable
@@ -160,7 +161,10 @@ class Coordinator:
     async def _meet(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         connection = JsonLines(reader, writer)
         try:
-            await self._talk(connection)
+            with contextlib.suppress(
+                asyncio.CancelledError
+            ):  # of a silent one, when the run ends: asyncio would print it
+                await self._talk(connection)
         finally:
             connection.close()
 

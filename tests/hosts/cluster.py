@@ -81,7 +81,8 @@ class Host:
 
     def processes(self) -> dict[int, str]:
         """The machine's numbers and the commands of what runs here, without the host's own first processes."""
-        return {pid: words for pid, words in self._all_processes().items() if pid not in self._of_the_host_itself}
+        running = self._all_processes().items()
+        return {pid: words for pid, words in running if words and pid not in self._of_the_host_itself}
 
     def switch_off(self) -> None:
         """As a power cut: every process is killed, and the disk is gone."""
@@ -97,6 +98,7 @@ class Host:
         raise NoCluster(f"{self.name} did not come up: {''.join(said).strip()}")
 
     def _all_processes(self) -> dict[int, str]:
+        """One that has ended, or is about to begin, has no words."""
         found = {}
         with contextlib.suppress(OSError):  # switched off
             ours = os.readlink(f"/proc/{self.pid}/ns/pid")
@@ -105,7 +107,7 @@ class Host:
                     if folder.name.isdigit() and os.readlink(folder / "ns" / "pid") == ours:
                         words = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
                         found[int(folder.name)] = words.strip()
-        return {pid: words for pid, words in found.items() if words}  # none: it has ended
+        return found
 
 
 class Cluster:

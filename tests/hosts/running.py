@@ -56,9 +56,10 @@ class Run:
         os.killpg(self._launcher.pid, signal.SIGINT)
 
     def kill_launcher(self) -> None:
-        """And all that it started on the head: ssh too, so that nobody hears what the hosts say."""
-        os.killpg(self._launcher.pid, signal.SIGKILL)
-        self._launcher.wait()
+        """With its pdsh and ssh, so that nobody hears any more what the hosts say."""
+        for pid, words in self.cluster.head.processes().items():
+            if words.startswith(("ssh ", "pdsh ")) or f"{BIN}/deepspeed " in words:
+                os.kill(pid, signal.SIGKILL)
 
     def answers_file(self, files: RunFiles) -> Path:
         return self.cluster.head.path(files.path / "out.jsonl")

@@ -87,6 +87,7 @@ def test_a_host_whose_network_is_gone_ends_the_run_everywhere_and_is_named(run: 
     assert time.monotonic() - gone <= DEAD_WITHIN_S
     named = r"stage 1 on node-b:0 \(host node-b\): its supervisor \(pid \d+\) is silent for 6 s"
     assert re.search(named, run.said()), run.said()
+    assert "Traceback" not in run.said()
 
 
 def test_a_host_that_loses_its_power_ends_the_run_everywhere_and_is_named(run: Run, prepared: Prepared) -> None:

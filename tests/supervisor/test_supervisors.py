@@ -86,6 +86,7 @@ def test_a_supervisor_that_is_stopped_ends_the_run_and_is_named(run_folder: RunF
     stopped.send_signal(signal.SIGSTOP)
     wait_until(lambda: all(p.poll() == 1 for p in run_folder.processes), DEAD_WITHIN_S, run_folder.said)
     assert f"supervisor (pid {stopped.pid}) is silent for 6 s" in run_folder.said()
+    assert "Traceback" not in run_folder.said()
     stopped.kill()  # as the launcher does
     stopped.wait()
     run_folder.wait()
