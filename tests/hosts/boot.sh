@@ -11,7 +11,6 @@ shift 2
 read -r pid _ </proc/self/stat # before /proc is the host's own
 
 # The disk: what the machine has can be read, what is written stays here and goes with the host.
-mount --make-rprivate /
 disk=/media
 root=$disk/root
 mount -t tmpfs "disk-of-$name" $disk

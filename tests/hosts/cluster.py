@@ -33,6 +33,12 @@ PROGRAMS = {
     "unshare": "util-linux",
 }
 NAMESPACES = ("--net", "--mount", "--uts", "--ipc", "--pid", "--fork", "--kill-child")
+PROBE = """
+ip link add name switch type bridge
+mount -t tmpfs disk /media
+mkdir /media/upper /media/work /media/root
+mount -t overlay overlay -o lowerdir=/,upperdir=/media/upper,workdir=/media/work /media/root
+"""
 NAMES = ("node-a", "node-b", "node-c")
 ADDRESS = "10.77.0.{}"
 
@@ -202,10 +208,9 @@ def check_machine() -> None:
     for program, package in PROGRAMS.items():
         if not shutil.which(program):
             raise NoCluster(f"there is no {Path(program).name} on this machine; install {package}")
-    probe = ["unshare", *NAMESPACES, "ip", "link", "add", "name", "switch", "type", "bridge"]
-    done = subprocess.run(probe, capture_output=True, text=True)
+    done = subprocess.run(["unshare", *NAMESPACES, "sh", "-ec", PROBE], capture_output=True, text=True)
     if done.returncode:
-        raise NoCluster(f"this machine makes no namespaces, or no network in them: {done.stderr.strip()}")
+        raise NoCluster(f"this machine makes no namespaces with a network and a disk: {done.stderr.strip()}")
 
 
 def _output(command: Sequence[str]) -> str:

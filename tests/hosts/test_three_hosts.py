@@ -90,8 +90,12 @@ def test_a_host_whose_network_is_gone_ends_the_run_everywhere_and_is_named(run: 
     assert "Traceback" not in run.said()
 
 
-def test_a_host_that_loses_its_power_ends_the_run_everywhere_and_is_named(run: Run, prepared: Prepared) -> None:
-    run.under_deepspeed(prepared.three, prepared.hanging_batch, FAKE)
+@pytest.mark.parametrize("launcher", ["deepspeed", pytest.param("mpirun", marks=needs_mpirun)])
+def test_a_host_that_loses_its_power_ends_the_run_everywhere_and_is_named(
+    launcher: str, run: Run, prepared: Prepared
+) -> None:
+    start = run.under_mpirun if launcher == "mpirun" else run.under_deepspeed
+    start(prepared.three, prepared.hanging_batch, FAKE)
     run.wait_for_first_answer(prepared.three, STARTED_WITHIN_S)
     run.cluster.hosts["node-c"].switch_off()
     assert run.wait(DEAD_WITHIN_S) != 0
