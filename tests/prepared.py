@@ -28,7 +28,8 @@ batch_size = 4
 prompt_tokens = 20
 new_tokens = 24
 [quality]
-max_perplexity_increase = 0.5
+max_perplexity_increase = 10.0
+choices = [{{ bits = 4, group_size = 32 }}, {{ bits = 8, group_size = 32 }}]
 [paths]
 work = "{path}"
 """

@@ -86,9 +86,10 @@ class Host:
         return Path(f"/proc/{self.pid}/root") / str(path).lstrip("/")
 
     def processes(self) -> dict[int, str]:
-        """The machine's numbers and the commands of what runs here, without the host's own first processes."""
+        """The machine's numbers and the commands of what runs here; without sshd and the host's other services."""
         running = self._all_processes().items()
-        return {pid: words for pid, words in running if words and pid not in self._of_the_host_itself}
+        ours = self._of_the_host_itself
+        return {pid: words for pid, words in running if words and not words.startswith("sshd:") and pid not in ours}
 
     def switch_off(self) -> None:
         """As a power cut: every process is killed, and the disk is gone."""

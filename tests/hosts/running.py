@@ -1,6 +1,7 @@
 """Start a launcher on the first host of a cluster, wait with a deadline, and look at what is left on every host."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -46,6 +47,14 @@ class Run:
         """The launcher's exit code, once nothing of the run is left on any host."""
         wait_until(lambda: self._launcher.poll() is not None and not self.cluster.processes(), deadline_s, self.explain)
         return self._launcher.returncode
+
+    def wait_for_the_end_of_the_job(self, deadline_s: float) -> None:
+        """Of supervisors, which DeepSpeed gives a local rank, and of workers; the launcher may still be there."""
+        wait_until(
+            lambda: not re.search(r"--local_rank|pipeline\.worker", str(self.cluster.processes())),
+            deadline_s,
+            self.explain,
+        )
 
     def wait_for_first_answer(self, files: RunFiles, deadline_s: float) -> None:
         part = self.cluster.head.path(files.path / "out.jsonl.part")

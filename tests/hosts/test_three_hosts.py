@@ -2,7 +2,6 @@
 
 import re
 import shutil
-import time
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,7 @@ from tests.supervisor.running import wait_until
 
 pytestmark = [pytest.mark.processes, pytest.mark.timeout(180)]
 needs_mpirun = pytest.mark.skipif(not MPIRUN, reason="there is no mpirun on this machine")
-STARTED_WITHIN_S = 120
+STARTED_WITHIN_S = 150
 DEAD_WITHIN_S = 10
 
 
@@ -72,7 +71,7 @@ def test_the_first_host_plans_for_all(run: Run, prepared: Prepared, tmp_path: Pa
     assert run.wait(STARTED_WITHIN_S) == 0, run.said()
     plan = Plan.load(run.cluster.head.path(files.path / "plan.json"))
     assert {plan.device_of(stage).host for stage in range(len(plan.stages))} == set(run.cluster.hosts)
-    assert any(choice.is_quantised for choice in plan.decoder_choices)
+    assert all(choice.is_quantised for choice in plan.decoder_choices)
     assert shards_of_hosts(run, files) == shards_of_stages(plan, list(run.cluster.hosts))
     expected = answers_of_one_process(run, prepared, files, plan, tmp_path / "checkpoint")
     assert read_answers(run.answers_file(files)) == expected
@@ -82,9 +81,8 @@ def test_a_host_whose_network_is_gone_ends_the_run_everywhere_and_is_named(run: 
     run.under_deepspeed(prepared.three, prepared.long_batch)
     run.wait_for_first_answer(prepared.three, STARTED_WITHIN_S)
     run.cluster.pull_cable(run.cluster.hosts["node-b"])
-    gone = time.monotonic()
-    assert run.wait(DEAD_WITHIN_S + 5) != 0
-    assert time.monotonic() - gone <= DEAD_WITHIN_S
+    run.wait_for_the_end_of_the_job(DEAD_WITHIN_S)
+    assert run.wait(DEAD_WITHIN_S) != 0  # the launcher ends when ssh notices
     named = r"stage 1 on node-b:0 \(host node-b\): its supervisor \(pid \d+\) is silent for 6 s"
     assert re.search(named, run.said()), run.said()
     assert "Traceback" not in run.said()
