@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 
 from hetero_infer.spec import HeteroInferError
 from hetero_infer.supervisor.leash import leashed
+from hetero_infer.supervisor.say import STDERR
 
 LAUNCHER_PREFIXES = ("OMPI_", "PMIX_", "PMI_", "ORTE_")
 LAUNCHER_NAMES = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT"}
 LAUNCHER_NAMES |= {"CROSS_RANK", "CROSS_SIZE"}
-STDERR = 2
 
 
 def clean_environment(environ: Mapping[str, str]) -> dict[str, str]:

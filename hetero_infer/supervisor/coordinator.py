@@ -4,6 +4,7 @@ In: the members' events (rank 0's own member is one of them, over a socket pair)
 """
 
 import asyncio
+import contextlib
 import json
 import traceback
 from collections import defaultdict
@@ -152,7 +153,8 @@ class Coordinator:
         port = (await self._all_said("port_opened", {ranks[0]}))[ranks[0]]["port"]
         for stage, rank in enumerate(ranks):
             command = {"command": "start", "stage": stage, "num_stages": len(ranks), "address": address, "port": port}
-            self._tell([rank], command | {"device": device_to_json(self._devices[rank])})
+            own = {"own_address": self._address_of(rank), "device": device_to_json(self._devices[rank])}
+            self._tell([rank], command | own)
         say("measuring" if self._setup.is_survey else "loading")
         await self._all_said("ready", set(ranks))
 
@@ -182,7 +184,10 @@ class Coordinator:
     async def _meet(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         connection = JsonLines(reader, writer)
         try:
-            await self._talk(connection)
+            with contextlib.suppress(
+                asyncio.CancelledError
+            ):  # of a silent one, when the run ends: asyncio would print it
+                await self._talk(connection)
         finally:
             connection.close()
 

@@ -93,7 +93,8 @@ class Member:
 
     async def _run_worker(self, start: dict[str, Any]) -> None:
         stage, device = start["stage"], device_from_json(start["device"])
-        environment = worker_environment(stage, start["num_stages"], device, start["address"], start["port"])
+        where = (start["address"], start["port"], start["own_address"])
+        environment = worker_environment(stage, start["num_stages"], device, *where)
         arguments = ["--plan", str(self._plan), "--config", str(self._config), "--stage", str(stage)]
         self._worker = await Worker.start([*self._commands.worker, *arguments], environment, self._limits)
         end = await self._worker.watch(self._coordinator.send)

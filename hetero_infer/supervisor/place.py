@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from hetero_infer.spec import InputError
+from hetero_infer.supervisor.interfaces import interface_addresses
 
 LOOPBACK = "127.0.0.1"
 
@@ -51,6 +52,11 @@ def _from_deepspeed(environ: Mapping[str, str]) -> Place:
     except KeyError as error:
         raise InputError(f"the launcher set RANK and WORLD_SIZE, but not {error}") from None
     listener = _listen(address) if rank == 0 else None
+    if listener and is_loopback(own := listener.getsockname()[0]) and int(environ.get("CROSS_SIZE", 1)) > 1:
+        raise InputError(
+            f"--master_addr {address[0]} is {own} on {socket.gethostname()}, which no other host can reach; give the "
+            "launcher the address that this host has in the network"
+        )
     return Place(rank, world_size, node=environ.get("CROSS_RANK", ""), addresses=(address,), listener=listener)
 
 
@@ -82,13 +88,17 @@ def _listen(address: tuple[str, int]) -> socket.socket:
         ) from error
 
 
+def is_loopback(address: str) -> bool:
+    return address.startswith("127.") or address == "::1"
+
+
 def _own_addresses() -> list[str]:
-    """Addresses that other hosts may reach us at: the one of the default route, then those of our name."""
+    """Addresses that other hosts may reach us at: the one of the default route first. Not those of our name: Debian
+    writes 127.0.1.1 for it."""
     found = []
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         with contextlib.suppress(OSError):
             probe.connect(("192.0.2.1", 9))  # sends nothing: it only asks for a route
             found.append(probe.getsockname()[0])
-    with contextlib.suppress(OSError):
-        found += [entry[4][0] for entry in socket.getaddrinfo(socket.gethostname(), None, socket.AF_INET)]
-    return list(dict.fromkeys(address for address in found if not address.startswith("127."))) or [LOOPBACK]
+    found += interface_addresses().values()
+    return list(dict.fromkeys(address for address in found if not is_loopback(address))) or [LOOPBACK]

@@ -15,7 +15,7 @@ from hetero_infer.supervisor.json_lines import JsonLines
 from hetero_infer.supervisor.member import Member, join
 from hetero_infer.supervisor.place import Place
 from hetero_infer.supervisor.pulse import BEAT_S
-from hetero_infer.supervisor.say import say
+from hetero_infer.supervisor.say import STDERR, say, somebody_listens
 from hetero_infer.supervisor.setup import Setup
 
 
@@ -34,11 +34,13 @@ def supervise(job: Job, setup: Setup) -> int:
 class Interruption:
     """SIGINT, SIGTERM and the loss of the launcher: the first one is acted on, repetitions are not.
 
-    A launcher that is killed, or `mpirun` at the second Ctrl-C, leaves without a signal to anybody.
+    A launcher that is killed, or `mpirun` at the second Ctrl-C, leaves without a signal to anybody: our parent is
+    another one then, or, where ssh stands between, nobody listens to us any more.
     """
 
     def __init__(self) -> None:
         self._launcher = os.getppid()
+        self._in_a_terminal = os.isatty(STDERR)  # one that is closed sends a signal to those who want it
         self._came = False
         self._act: Callable[[], object] | None = None
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -52,7 +54,7 @@ class Interruption:
             action()
 
     async def watch_launcher(self) -> None:
-        while os.getppid() == self._launcher:
+        while os.getppid() == self._launcher and (self._in_a_terminal or somebody_listens()):
             await asyncio.sleep(BEAT_S)
         self._receive()
 

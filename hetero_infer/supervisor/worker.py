@@ -12,6 +12,7 @@ from hetero_infer.spec import Device, InfeasibleError, InputError
 from hetero_infer.supervisor.channel import CHANNEL_VARIABLE
 from hetero_infer.supervisor.child import clean_environment, end_child, start_child
 from hetero_infer.supervisor.ending import Cause
+from hetero_infer.supervisor.interfaces import interface_of
 from hetero_infer.supervisor.json_lines import JsonLines
 from hetero_infer.supervisor.pulse import BEAT_S, Pulse
 from hetero_infer.supervisor.setup import Limits
@@ -102,13 +103,24 @@ class Worker:
         return f" ({self._error})" if self._error else ""
 
 
-def worker_environment(stage: int, num_stages: int, device: Device, address: str, port: int) -> dict[str, str]:
-    """What torch and DeepSpeed read: the worker's place among the workers, not the supervisor's."""
-    return clean_environment(os.environ) | {
-        "RANK": str(stage),
-        "WORLD_SIZE": str(num_stages),
-        "LOCAL_RANK": str(device.slot),
-        "MASTER_ADDR": address,
-        "MASTER_PORT": str(port),
-        "OMP_NUM_THREADS": str(device.threads),
-    }
+def worker_environment(
+    stage: int, num_stages: int, device: Device, address: str, port: int, own_address: str
+) -> dict[str, str]:
+    """What torch and DeepSpeed read: the worker's place among the workers, not the supervisor's.
+
+    Without an interface, gloo offers the others the address of the host's name: 127.0.1.1, as Debian writes it.
+    """
+    interface = interface_of(own_address)
+    interfaces = {"GLOO_SOCKET_IFNAME": interface, "NCCL_SOCKET_IFNAME": interface} if interface else {}
+    return (
+        interfaces
+        | clean_environment(os.environ)
+        | {
+            "RANK": str(stage),
+            "WORLD_SIZE": str(num_stages),
+            "LOCAL_RANK": str(device.slot),
+            "MASTER_ADDR": address,
+            "MASTER_PORT": str(port),
+            "OMP_NUM_THREADS": str(device.threads),
+        }
+    )

@@ -1,7 +1,6 @@
 """Start the real scripts under the real launchers, wait with a deadline, and leave no process behind."""
 
 import contextlib
-import json
 import os
 import re
 import shutil
@@ -46,24 +45,6 @@ class Run:
         """The launcher's exit code, once nothing of the run is left."""
         wait_until(lambda: self.process.poll() is not None and not self.left_over(), deadline_s, self.explain)
         return self.process.returncode
-
-    def write_batch(self, name: str, prompts: Sequence[object], max_tokens: Sequence[int]) -> Path:
-        lines = [
-            {
-                "custom_id": f"line-{number}",
-                "method": "POST",
-                "url": "/v1/completions",
-                "body": {"prompt": prompt, "max_tokens": limit},
-            }
-            for number, (prompt, limit) in enumerate(zip(prompts, max_tokens, strict=True))
-        ]
-        path = self.path / name
-        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-        return path
-
-    def answers(self) -> list[list[int]]:
-        lines = map(json.loads, (self.path / "out.jsonl").read_text().splitlines())
-        return [line["response"]["body"]["choices"][0]["token_ids"] for line in lines]
 
     def worker_pid(self, stage: int) -> int:
         found = [

@@ -2,7 +2,6 @@
 
 import json
 import os
-import random
 import re
 import shutil
 import signal
@@ -15,6 +14,7 @@ import pytest
 
 from tests.end_to_end.conftest import Prepared
 from tests.end_to_end.running import DEEPSPEED, MPIRUN, ROOT, Run
+from tests.prepared import LIMITS, PROMPTS, read_answers, write_batch
 from tests.supervisor.running import free_port, wait_until
 
 pytestmark = [pytest.mark.processes, pytest.mark.timeout(150)]
@@ -22,17 +22,13 @@ needs_deepspeed = pytest.mark.skipif(not DEEPSPEED.exists(), reason="deepspeed i
 needs_mpirun = pytest.mark.skipif(not MPIRUN, reason="there is no mpirun on this machine")
 MIX = ROOT / "hostfiles" / "mix"
 
-RNG = random.Random(0)
-PROMPTS = [[RNG.randrange(1, 2048) for _ in range(length)] for length in (3, 20, 1, 11, 7, 16, 2, 9, 4, 20)]
-LIMITS = [24, 24, 5, 24, 1, 24, 24, 12, 24, 24]
-
 
 def start(run: Run, prepared: Prepared, launcher: str, script: str, *arguments: object) -> None:
-    arguments = ("-c", prepared.config, "--plan", prepared.plan, *arguments)
+    arguments = ("-c", prepared.files.config, "--plan", prepared.files.plan, *arguments)
     if launcher == "mpirun":
         run.under_mpirun(script, *arguments)
     else:
-        run.under_deepspeed(script, prepared.config.with_name("hostfile"), *arguments)
+        run.under_deepspeed(script, prepared.files.hostfile, *arguments)
 
 
 @pytest.mark.parametrize(
@@ -41,21 +37,19 @@ def start(run: Run, prepared: Prepared, launcher: str, script: str, *arguments: 
 def test_a_batch_has_the_answers_of_one_process_under_either_launcher(
     launcher: str, run: Run, prepared: Prepared
 ) -> None:
-    lines = run.write_batch("in.jsonl", PROMPTS, LIMITS)
+    lines = write_batch(run.path / "in.jsonl")
     summary = run.path / "summary.json"
     start(run, prepared, launcher, "launch/batch.py", "-i", lines, "-o", run.path / "out.jsonl", "--summary", summary)
     assert run.wait(90) == 0, run.said()
-    expected = prepared.greedy(PROMPTS, LIMITS)
-    assert run.answers() == expected
-    assert json.loads(summary.read_text())["new_tokens"] == sum(map(len, expected))
+    assert read_answers(run.path / "out.jsonl") == prepared.expected
+    assert json.loads(summary.read_text())["new_tokens"] == sum(map(len, prepared.expected))
     held = re.findall(r"stage (\d) on localhost:\d: at most (\S+) MiB, budget 32\.0", run.said())
     assert [stage for stage, _ in held] == ["0", "1", "2"] and all(0 < float(peak) < 32 for _, peak in held), held
-    assert len({tuple(tokens) for tokens in expected}) == len(PROMPTS)  # a model that says one thing proves little
 
 
 @needs_deepspeed
 def test_a_killed_worker_takes_the_run_with_it_and_is_named(run: Run, prepared: Prepared) -> None:
-    lines = run.write_batch("in.jsonl", [[1, 2, 3]] * 4000, [24] * 4000)
+    lines = write_batch(run.path / "in.jsonl", [[1, 2, 3]] * 4000, [24] * 4000)
     start(run, prepared, "deepspeed", "launch/batch.py", "-i", lines, "-o", run.path / "out.jsonl")
     part = run.path / "out.jsonl.part"
     wait_until(lambda: part.exists() and part.stat().st_size > 0, 90, run.explain)
@@ -73,9 +67,8 @@ def test_a_killed_worker_takes_the_run_with_it_and_is_named(run: Run, prepared: 
 def test_the_server_answers_as_one_process_until_ctrl_c(run: Run, prepared: Prepared) -> None:
     port = free_port()
     config = run.path / "serve.toml"
-    config.write_text(f"{prepared.config_text}\n[server]\nport = {port}\n")
-    hostfile = prepared.config.with_name("hostfile")
-    run.under_deepspeed("launch/serve.py", hostfile, "-c", config, "--plan", prepared.plan)
+    config.write_text(f"{prepared.files.config.read_text()}\n[server]\nport = {port}\n")
+    run.under_deepspeed("launch/serve.py", prepared.files.hostfile, "-c", config, "--plan", prepared.files.plan)
     wait_until(lambda: "ready on http" in run.said(), 90, run.explain)
 
     def ask(path: str, body: dict | None = None) -> dict:
@@ -86,8 +79,8 @@ def test_the_server_answers_as_one_process_until_ctrl_c(run: Run, prepared: Prep
 
     assert ask("/health") == {"status": "ok"}
     assert [model["id"] for model in ask("/v1/models")["data"]] == ["tiny"]
-    for prompt, tokens in zip(PROMPTS[:3], prepared.greedy(PROMPTS[:3], [24] * 3), strict=True):
-        answer = ask("/v1/completions", {"model": "tiny", "prompt": prompt, "max_tokens": 24})
+    for prompt, limit, tokens in list(zip(PROMPTS, LIMITS, prepared.expected, strict=True))[:3]:
+        answer = ask("/v1/completions", {"model": "tiny", "prompt": prompt, "max_tokens": limit})
         assert answer["choices"][0]["token_ids"] == tokens
         assert answer["usage"]["completion_tokens"] == len(tokens)
     dark_night = {"prompt": "It was a dark night", "max_tokens": 15}

@@ -8,12 +8,14 @@ import sys
 
 import pytest
 
-from hetero_infer.spec import InputError
+from hetero_infer.spec import Device, InputError
 from hetero_infer.supervisor.channel import CHANNEL_VARIABLE
 from hetero_infer.supervisor.child import clean_environment
 from hetero_infer.supervisor.ending import Cause, Ending, cause_of
+from hetero_infer.supervisor.interfaces import interface_addresses, interface_of
 from hetero_infer.supervisor.place import Place
 from hetero_infer.supervisor.pulse import Pulse
+from hetero_infer.supervisor.worker import worker_environment
 
 READY_THEN_WAIT = """
 from hetero_infer.supervisor.channel import WorkerChannel
@@ -40,6 +42,37 @@ def test_a_control_port_in_use_is_said_with_a_way_out() -> None:
         port = str(taken.getsockname()[1])
         with pytest.raises(InputError, match=f"127.0.0.1:{port}.*--master_port"):
             Place.from_environment({"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port})
+
+
+def test_an_address_that_other_hosts_cannot_reach_is_refused_where_there_are_others() -> None:
+    environ = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "0"}
+    assert Place.from_environment(environ | {"CROSS_SIZE": "1"}).listener
+    with pytest.raises(InputError, match=r"localhost is 127.0.0.1 on .*, which no other host can reach"):
+        Place.from_environment(environ | {"CROSS_SIZE": "2"})
+
+
+def test_an_address_belongs_to_an_interface_or_to_none() -> None:
+    assert interface_of("127.0.0.1") == "lo"
+    assert interface_of("127.0.1.1") is None  # what Debian gives for a host's own name is no interface's address
+    assert set(interface_addresses()) <= {name for _, name in socket.if_nameindex()}
+
+
+def test_a_user_s_word_on_interfaces_stands(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "ib0")
+    environment = worker_environment(0, 2, Device("a", 0, "cpu", 1), "127.0.0.1", 1, own_address="127.0.0.1")
+    assert (environment["GLOO_SOCKET_IFNAME"], environment["NCCL_SOCKET_IFNAME"]) == ("ib0", "lo")
+
+
+@pytest.mark.processes
+def test_it_shows_when_nobody_listens_any_more() -> None:
+    ask = "import sys; from hetero_infer.supervisor.say import *; print(somebody_listens(), flush=True); say('x')"
+    streams = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", f"{ask}; input(); {ask}"], text=True, **streams) as process:
+        assert process.stdout.readline() == "True\n"
+        process.stderr.close()
+        print("go on", file=process.stdin, flush=True)
+        assert process.stdout.readline() == "False\n"
+        assert process.wait(5) == 0
 
 
 def test_a_child_inherits_nothing_of_the_launcher() -> None:

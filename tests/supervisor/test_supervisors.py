@@ -45,6 +45,7 @@ def test_a_worker_has_its_place_among_the_workers_and_nothing_of_the_launcher(ru
     assert run_folder.answers == [[2, 1]]
     environment = run_folder.worker(stage=1)["environment"]
     wanted = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "2", "OMP_NUM_THREADS": "3", "MASTER_ADDR": "127.0.0.1"}
+    wanted |= {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
     assert wanted.items() <= environment.items()
     assert environment["MASTER_PORT"] == run_folder.worker(stage=0)["environment"]["MASTER_PORT"]
     assert not (run_folder.path / "worker-2.json").exists()
@@ -97,6 +98,7 @@ def test_a_supervisor_that_is_stopped_ends_the_run_and_is_named(run_folder: RunF
     stopped.send_signal(signal.SIGSTOP)
     wait_until(lambda: all(p.poll() == 1 for p in run_folder.processes), DEAD_WITHIN_S, run_folder.said)
     assert f"supervisor (pid {stopped.pid}) is silent for 6 s" in run_folder.said()
+    assert "Traceback" not in run_folder.said()
     stopped.kill()  # as the launcher does
     stopped.wait()
     run_folder.wait()
@@ -126,7 +128,7 @@ def test_hosts_that_are_not_the_plans_are_refused(run_folder: RunFolder) -> None
 def test_a_rank_that_does_not_join_is_named(run_folder: RunFolder) -> None:
     run_folder.start_supervisors(run_folder.batch([1]), ranks=[0, 2], FAKE_JOIN_S="3")
     assert run_folder.wait() == [1, 1]
-    assert "rank 1 (localhost) of 3 did not join within 3 s" in run_folder.said()
+    assert "rank 1 (localhost) of 3 did not join within 3 s; joined: 0 (" in run_folder.said()
 
 
 def test_a_rank_that_finds_no_rank_0_says_where_it_looked(run_folder: RunFolder) -> None:
