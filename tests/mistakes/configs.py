@@ -187,7 +187,7 @@ def contradictory() -> Iterator[Mistake]:
     yield Mistake(
         "--stages [0, 7]: the plan has stages 0 to 1", "stages", lambda folder: None, (*QUANTIZE, "--stages", "0,7")
     )
-    yield Mistake("no CUDA device here to measure as t4", "t4", lambda folder: None, ("measure", "--device", "t4"))
+    yield Mistake("no CUDA device 0 here to measure as t4", "t4", lambda folder: None, ("measure", "--device", "t4"))
 
 
 def with_path_of(key: str, other: str) -> Callable[[Path], None]:

@@ -56,9 +56,10 @@ def that_no_plan_can_meet() -> Iterator[Mistake]:
         f"{LINE.replace('slots=2', 'slots=1')}\nother slots=1 # gpu=t4",
         "CPUs and GPUs in one pipeline are not supported",
     )
-    yield hosts("localhost slots=2 # gpu=cpu memory=2MiB threads=1,2", "cpu devices with [1, 2] threads; say one")
     yield hosts(
-        "a slots=2 # gpu=t4", "no measurements of t4 for tiny at these choices and this batch", names="profile.csv"
+        "a slots=2 # gpu=my-card memory=2MiB",
+        "my-card was not measured, and the spec sheet has no such type",
+        names="a:0",
     )
     yield hosts(
         LINE.replace("2MiB", "2MiB,100KiB"),

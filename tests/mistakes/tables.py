@@ -1,4 +1,4 @@
-"""Mistakes in profile.csv and sensitivity.json, and files that are not what they should be."""
+"""Mistakes in profile.csv, links.csv and sensitivity.json, and files that are not what they should be."""
 
 from collections.abc import Iterator
 
@@ -7,6 +7,7 @@ from tests.mistakes.mistake import PLAN, SIMULATE, Mistake, edited, made_a_folde
 
 def table_mistakes() -> Iterator[Mistake]:
     yield from profile_mistakes()
+    yield from links_mistakes()
     yield from sensitivity_mistakes()
     yield from files_that_are_none()
 
@@ -43,6 +44,21 @@ def profile_mistakes() -> Iterator[Mistake]:
         yield profile("tiny,48,88,3,64,float,prefill,2,8,0,", f"tiny,48,88,3,64,float,prefill,2,8,0,{seconds}\n#", says)
     yield profile(f"{first_row}", "# ", "batch 1 × 8 tokens is missing; measure the whole grid", SIMULATE, "profile")
     yield profile("tiny#head", "tiny#tail", "head at 16 bits on cpu has no rows", PLAN, "profile")
+
+
+def links_mistakes() -> Iterator[Mistake]:
+    columns, row = "from,to,alpha_s,bytes_per_s\n", "a,b,1e-4,1e9\n"
+    for text, says in [
+        (columns + row, "its first line must read '# format = 1'"),
+        ("# format = 1\nfrom,too,alpha_s,bytes_per_s\n", "the column too is not known; did you mean to?"),
+        ("# format = 1\nfrom,to,alpha_s\n", "the column bytes_per_s is missing"),
+        (f"# format = 1\n{columns}{row}{row}", "a to b stands there twice"),
+        (f"# format = 1\n{columns},b,1e-4,1e9\n", "row 1: a row reads from,to,alpha_s,bytes_per_s"),
+        (f"# format = 1\n{columns}{row}b,a,soon,1e9\n", "row 2: alpha_s = 'soon' is not a number"),
+        (f"# format = 1\n{columns}a,b,-1,1e9\n", "row 1: link: alpha_s = -1.0 and bytes_per_s"),
+        (f"# format = 1\n{columns}a,b,1e-4\n", "row 1: 3 values for 4 columns"),
+    ]:
+        yield Mistake(says, "links.csv", written("out/links.csv", text), PLAN)
 
 
 def sensitivity_mistakes() -> Iterator[Mistake]:
