@@ -45,7 +45,7 @@ HOMES = {
     "auto_gptq": ("quant/gptq.py",),
     "safetensors": ("checkpoint/",),
     "tokenizers": ("checkpoint/text.py",),
-    "transformers": ("serving/tokenizer.py",),
+    "transformers": ("checkpoint/text.py", "serving/tokenizer.py"),
     "tqdm": ("checkpoint/", "measure/", "serving/progress.py"),
     "starlette": ("serving/http.py",),
     "uvicorn": ("serving/http.py",),

@@ -1,5 +1,6 @@
 """Text files as tokens, by the model folder's own tokenizer. No special token is added."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -9,7 +10,9 @@ from tokenizers import Tokenizer
 
 from hetero_infer.checkpoint.model_folder import ModelFolder
 from hetero_infer.spec import InputError
+from hetero_infer.spec.errors import brief
 from hetero_infer.spec.files import digest_of, read_text
+from hetero_infer.spec.model import TOKENIZER_FILES
 
 NUM_WINDOWS = 32
 WINDOW_TOKENS = 256
@@ -17,14 +20,26 @@ WINDOW_TOKENS = 256
 
 def read_tokens(folder: ModelFolder, text: Path) -> torch.Tensor:
     """The whole text file as token ids, int64 `[tokens]`."""
-    path = folder.path / "tokenizer.json"
-    if not path.exists():
-        raise InputError(f"model {folder.path}: no tokenizer.json there, so the text {text} can't be read with it")
+    if not any((folder.path / name).exists() for name in TOKENIZER_FILES):
+        raise InputError(f"model {folder.path}: no tokenizer there, so the text {text} can't be read with it")
     try:
-        tokenizer = Tokenizer.from_file(str(path))
+        encode = _encoder(folder.path)
     except Exception as error:  # the tokenizers package raises nothing narrower
-        raise InputError(f"tokenizer {path}: cannot be used ({error})") from error
-    return torch.tensor(tokenizer.encode(read_text(text, "text"), add_special_tokens=False).ids, dtype=torch.int64)
+        raise InputError(
+            f"model {folder.path}: its tokenizer cannot be loaded ({brief(error)}), so the text {text} can't be read"
+        ) from error
+    return torch.tensor(encode(read_text(text, "text")), dtype=torch.int64)
+
+
+def _encoder(path: Path) -> Callable[[str], list[int]]:
+    """From ``tokenizer.json``, else by transformers from the files of the tokenizer's own kind."""
+    if (path / "tokenizer.json").exists():
+        fast = Tokenizer.from_file(str(path / "tokenizer.json"))
+        return lambda text: fast.encode(text, add_special_tokens=False).ids
+    from transformers import AutoTokenizer  # late: what runs a model does without
+
+    slow = AutoTokenizer.from_pretrained(path, use_fast=False, local_files_only=True, trust_remote_code=False)
+    return lambda text: slow.encode(text, add_special_tokens=False, verbose=False)
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,18 +5,17 @@ transformers takes torch along where it finds it. A supervisor has none and shal
 
 import os
 import sys
-import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from hetero_infer.spec import InputError
+from hetero_infer.spec.errors import brief
+from hetero_infer.spec.model import TOKENIZER_FILES
 
-FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 WITHOUT_TORCH = {"USE_TORCH": "0", "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1"}
 NO_CHARACTER = "\ufffd"  # what the bytes of a character decode to while some are missing
-LONGEST_REASON = 300  # characters; transformers likes to list all that it knows
 ANCHOR = "a"  # some tokenizers drop the space of a text's first token
 
 
@@ -34,7 +33,7 @@ class Tokenizer:
         A ``tokenizer.json`` is read where there is one, else the files of the tokenizer's own kind. No code of the
         folder runs, and nothing is fetched.
         """
-        if not any((folder / name).exists() for name in FILES):
+        if not any((folder / name).exists() for name in TOKENIZER_FILES):
             return None
         transformers = _transformers()
         is_fast = (folder / "tokenizer.json").exists()
@@ -47,9 +46,8 @@ class Tokenizer:
                 )
             )
         except Exception as error:  # tokenizers raises nothing narrower
-            reason = textwrap.shorten(str(error) or repr(error), LONGEST_REASON)
             raise InputError(
-                f"model {folder}: transformers cannot load its tokenizer ({reason}); mend or replace the tokenizer's "
+                f"model {folder}: transformers cannot load its tokenizer ({brief(error)}); mend or replace the tokenizer's "
                 "files, or remove them all and send token ids"
             ) from error
 

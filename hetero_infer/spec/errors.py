@@ -1,7 +1,10 @@
 """The errors a user can cause or meet. Each says what, where and the way out; each has an exit code."""
 
+import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+LONGEST_REASON = 300  # characters
 
 
 class HeteroInferError(Exception):
@@ -34,3 +37,8 @@ def located(where: str) -> Iterator[None]:
 def one_line(error: object) -> str:
     """What other packages say may have several lines."""
     return " ".join(line.strip() for line in str(error).splitlines() if line.strip())
+
+
+def brief(error: BaseException) -> str:
+    """What other packages say, where they like to list all that they know."""
+    return textwrap.shorten(str(error) or repr(error), LONGEST_REASON)

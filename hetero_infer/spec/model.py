@@ -11,6 +11,16 @@ from typing import Any, Literal, NamedTuple
 
 from hetero_infer.spec.errors import InputError
 
+# A model folder with none of them has no tokenizer.
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "vocab.json",
+    "vocab.txt",
+    "spiece.model",
+)
+
 
 class Linear(NamedTuple):
     """Its weight is `[out_features, in_features]`."""

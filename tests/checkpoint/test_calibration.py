@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import pytest
@@ -6,7 +7,7 @@ import torch
 from hetero_infer.checkpoint.calibration import calibrate
 from hetero_infer.checkpoint.local_model import single_process_model
 from hetero_infer.checkpoint.model_folder import ModelFolder
-from hetero_infer.checkpoint.text import CalibrationWindows
+from hetero_infer.checkpoint.text import CalibrationWindows, read_tokens
 from hetero_infer.models import KVCache, MicroBatch
 from hetero_infer.spec import InputError, Phase
 from hetero_infer.spec.config import DEMO_MODEL
@@ -32,9 +33,19 @@ def test_a_short_text_gives_fewer_windows_and_a_shorter_one_is_refused(tmp_path:
         CalibrationWindows.from_text(folder, text)
 
 
+def test_a_tokenizer_of_another_kind_is_read_by_transformers(tmp_path: Path) -> None:
+    """A GPT-2's, as OPT has it: ``vocab.json`` and ``merges.txt``."""
+    folder = ModelFolder(write_tiny_model(tmp_path))
+    (tmp_path / "vocab.json").write_text(json.dumps({"a": 7, "b": 8, "ab": 9, "<|endoftext|>": 0}))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\na b\n")
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "GPT2Tokenizer"}')
+    (tmp_path / "text.txt").write_text("aabab")
+    assert read_tokens(folder, tmp_path / "text.txt").tolist() == [7, 9, 9]
+
+
 def test_a_folder_without_tokenizer_is_refused(tmp_path: Path) -> None:
     folder = ModelFolder(write_tiny_model(tmp_path))
-    with pytest.raises(InputError, match=r"no tokenizer\.json there"):
+    with pytest.raises(InputError, match="no tokenizer there"):
         CalibrationWindows.from_text(folder, DEMO_MODEL / "calibration.txt")
 
 

@@ -85,8 +85,8 @@ def in_its_weights() -> Iterator[Mistake]:
 
 
 def in_its_texts() -> Iterator[Mistake]:
-    yield Mistake("no tokenizer.json there, so the text", "tiny", removed("tiny/tokenizer.json"), PLAN)
-    yield Mistake("tokenizer.json: cannot be used", "tokenizer", written("tiny/tokenizer.json", "{}"), PLAN)
+    yield Mistake("no tokenizer there, so the text", "tiny", removed("tiny/tokenizer.json"), PLAN)
+    yield Mistake("its tokenizer cannot be loaded (", "tiny", written("tiny/tokenizer.json", "{}"), PLAN)
     yield Mistake("tokens and a window needs 256; give a longer text", "text.txt", written("text.txt", "Short."), PLAN)
     yield Mistake("it has 1 tokens; perplexity needs at least 2", "text.txt", written("text.txt", "a"), EVALUATE)
     yield Mistake("nothing there for the model", "checkpoint", lambda folder: None, ("evaluate", "out/checkpoint"))
