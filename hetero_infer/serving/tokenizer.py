@@ -47,8 +47,8 @@ class Tokenizer:
             )
         except Exception as error:  # tokenizers raises nothing narrower
             raise InputError(
-                f"model {folder}: transformers cannot load its tokenizer ({brief(error)}); mend or replace the tokenizer's "
-                "files, or remove them all and send token ids"
+                f"model {folder}: transformers cannot load its tokenizer ({brief(error)}); mend or replace the "
+                "tokenizer's files, or remove them all and send token ids"
             ) from error
 
     @property
