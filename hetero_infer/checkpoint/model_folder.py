@@ -14,6 +14,7 @@ from hetero_infer.spec.files import read_text
 
 INDEX = "model.safetensors.index.json"
 WHOLE = "model.safetensors"
+CHUNK_BYTES = 2**24
 
 
 class ModelFolder:
@@ -66,11 +67,17 @@ class ModelFolder:
         found = next((known for known in (name, name.partition(".")[2]) if known in self._file_of), None)
         if found is None:
             raise InputError(f"model {self.path}: the tensor {name} is missing")
-        with _opened(self._file_of[found]) as tensors:
-            stored = tensors.get_tensor(found)
-        if not stored.is_floating_point():
-            raise InputError(f"model {self.path}: the tensor {name} is {stored.dtype}, not floating point")
-        tensor = stored.to(device, dtype or stored.dtype, copy=True)
+        file = self._file_of[found]
+        with _opened(file) as tensors:
+            shape = tensors.get_slice(found).get_shape()
+            stored_type = tensors.get_slice(found)[:0].dtype
+        if not stored_type.is_floating_point:
+            raise InputError(f"model {self.path}: the tensor {name} is {stored_type}, not floating point")
+        tensor = torch.empty(shape, dtype=dtype or stored_type, device=device)
+        rows = max(1, CHUNK_BYTES // max(1, tensor[:1].numel() * stored_type.itemsize))
+        for first in range(0, len(tensor), rows):  # mapped pages count as memory until the file is closed
+            with _opened(file) as tensors:
+                tensor[first : first + rows] = tensors.get_slice(found)[first : first + rows]
         if not tensor.sum(dtype=torch.float32).isfinite() and not tensor.isfinite().all():
             raise InputError(f"model {self.path}: the tensor {name} has NaN or infinite values as {tensor.dtype}")
         return tensor

@@ -18,12 +18,13 @@ BLOCK_BYTES = 12  # per weight of such a block: codes, zeros and scales on their
 SCORE_BYTES = LOGIT_BYTES = 4  # float32, whatever the device computes in
 HIDDEN_ACTIVATIONS = 6  # hidden-sized tensors alive at once in a decoder layer
 MLP_ACTIVATIONS = 3  # gate, up and their product
+MARGIN_PERCENT = 6  # of all parts; docs/results.md has what was measured
 MESSAGE_BUFFERS = 4  # two to receive into, two to send from
 
 
 @dataclass(frozen=True)
 class StageMemory:
-    """Bytes per part; the embedding and the head count as weights where they stand."""
+    """Bytes per part; embedding and head count as weights where they stand, the margin as workspace."""
 
     weights: int
     kv_cache: int
@@ -32,6 +33,16 @@ class StageMemory:
     @property
     def total(self) -> int:
         return self.weights + self.kv_cache + self.workspace
+
+
+def with_margin(num_bytes: int) -> int:
+    """With what allocators and libraries hold besides what is asked of them."""
+    return num_bytes + -(-num_bytes * MARGIN_PERCENT // 100)
+
+
+def without_margin(num_bytes: int) -> int:
+    """The most that is `num_bytes` or less with its margin."""
+    return num_bytes * 100 // (100 + MARGIN_PERCENT)
 
 
 def linear_bytes(linear: Linear, choice: Choice, element_bytes: int) -> int:
@@ -128,20 +139,23 @@ def stage_memory(
     is_last: bool,
 ) -> StageMemory:
     """A stage with these decoder layers, and with the embedding or the head where it is first or last."""
+    weights = sum(decoder_layer_bytes(model, choice, element_bytes) for choice in decoder_choices)
+    weights += end_layer_bytes(model, is_first, is_last, element_bytes)
+    kv_cache = len(decoder_choices) * kv_cache_bytes(model, workload, element_bytes)
+    workspace = workspace_bytes(
+        model,
+        workload,
+        prefill_size,
+        decode_size,
+        element_bytes,
+        is_last=is_last,
+        has_neighbours=not (is_first and is_last),
+        dequantises=any(choice.is_quantised for choice in decoder_choices),
+    )
     return StageMemory(
-        weights=sum(decoder_layer_bytes(model, choice, element_bytes) for choice in decoder_choices)
-        + end_layer_bytes(model, is_first, is_last, element_bytes),
-        kv_cache=len(decoder_choices) * kv_cache_bytes(model, workload, element_bytes),
-        workspace=workspace_bytes(
-            model,
-            workload,
-            prefill_size,
-            decode_size,
-            element_bytes,
-            is_last=is_last,
-            has_neighbours=not (is_first and is_last),
-            dequantises=any(choice.is_quantised for choice in decoder_choices),
-        ),
+        weights=weights,
+        kv_cache=kv_cache,
+        workspace=workspace + with_margin(weights + kv_cache + workspace) - (weights + kv_cache + workspace),
     )
 
 

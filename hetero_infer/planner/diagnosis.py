@@ -43,7 +43,7 @@ def _layers_do_not_fit(problem: PlanningProblem) -> str | None:
     def lacks(j: int) -> int:
         stage = problem.stages[j]
         needed = min(stage.used_bytes({choice: held[j] + missing}) for choice in stage.choices)
-        return int(needed) - stage.device.memory_bytes
+        return needed - stage.device.memory_bytes
 
     cheapest = min(range(len(held)), key=lacks)
     return (

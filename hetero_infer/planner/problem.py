@@ -44,8 +44,8 @@ class StageTerms:
 
     @property
     def room_bytes(self) -> int:
-        """For decoder layers and, if one of them is quantised, the buffer."""
-        return self.device.memory_bytes - self.fixed_bytes
+        """For decoder layers and, if one of them is quantised, the buffer; the margin is taken off."""
+        return memory.without_margin(self.device.memory_bytes) - self.fixed_bytes
 
     def buffer_bytes(self, choice: Choice) -> int:
         return self.dequantise_bytes if choice.is_quantised else 0
@@ -61,9 +61,11 @@ class StageTerms:
     def compute_s(self, phase: Phase, counts: Counts) -> float:
         return self.fixed_s[phase] + sum(self.layer_s[phase][choice] * count for choice, count in counts.items())
 
-    def used_bytes(self, counts: Counts) -> float:
+    def used_bytes(self, counts: Mapping[Choice, int]) -> int:
+        """With the margin."""
         buffer = max((self.buffer_bytes(choice) for choice, count in counts.items() if count), default=0)
-        return self.fixed_bytes + buffer + sum(self.layer_bytes[choice] * count for choice, count in counts.items())
+        layers = sum(self.layer_bytes[choice] * count for choice, count in counts.items())
+        return memory.with_margin(self.fixed_bytes + buffer + layers)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from pyomo.contrib.solver.solvers.highs import Highs
 from scipy.optimize import linear_sum_assignment
 
 from hetero_infer.planner.formulation import count_formulation
-from hetero_infer.planner.problem import QUALITY_TOLERANCE, Counts, LayerChoices, PlanningProblem
+from hetero_infer.planner.problem import QUALITY_TOLERANCE, LayerChoices, PlanningProblem
 from hetero_infer.spec.choice import Choice
 from hetero_infer.spec.errors import HeteroInferError
 
@@ -109,7 +109,7 @@ def highs_version() -> str:
     return ".".join(map(str, Highs().version()))
 
 
-def count_choices(layers: Sequence[Choice]) -> Counts:
+def count_choices(layers: Sequence[Choice]) -> dict[Choice, int]:
     return {choice: layers.count(choice) for choice in set(layers)}
 
 

@@ -17,6 +17,8 @@ from hetero_infer.supervisor.json_lines import JsonLines
 from hetero_infer.supervisor.pulse import BEAT_S, Pulse
 from hetero_infer.supervisor.setup import Limits
 
+# glibc's own thresholds rise with what is freed, up to keeping 64 MiB of dequantised weights that nobody uses.
+HEAP = {"MALLOC_MMAP_THRESHOLD_": str(4 * 2**20), "MALLOC_TRIM_THRESHOLD_": str(4 * 2**20)}
 # A neighbour's death reaches a worker as an error or, inside gloo, as SIGABRT; a launcher stops it with SIGTERM.
 SECOND_HAND_SIGNALS = (signal.SIGABRT, signal.SIGTERM, signal.SIGINT)
 
@@ -122,5 +124,6 @@ def worker_environment(
             "MASTER_ADDR": address,
             "MASTER_PORT": str(port),
             "OMP_NUM_THREADS": str(device.threads),
+            **HEAP,
         }
     )

@@ -13,6 +13,8 @@ from hetero_infer.cost.memory import (
     kv_cache_bytes,
     linear_bytes,
     stage_memory,
+    with_margin,
+    without_margin,
     workspace_bytes,
 )
 from hetero_infer.models import layers_of
@@ -109,8 +111,23 @@ def test_a_stage_is_the_sum_of_its_layers_and_only_pays_for_dequantising_what_is
         MODEL, four, 4
     )
     assert plain.kv_cache == mixed.kv_cache == 2 * kv_cache_bytes(MODEL, WORKLOAD, 4)
-    assert mixed.workspace - plain.workspace == 96 * 64 * (4 + 12)
-    assert plain.total == plain.weights + plain.kv_cache + plain.workspace
+    buffer = 96 * 64 * (4 + 12)
+    for stage, used in ((plain, 0), (mixed, buffer)):
+        workspace = workspace_bytes(MODEL, WORKLOAD, 3, 2, 4, is_last=False, has_neighbours=True, dequantises=used > 0)
+        asked = stage.weights + stage.kv_cache + workspace
+        assert asked < stage.total == with_margin(asked) <= 1.06 * asked + 1
+
+
+def test_a_budget_without_its_margin_is_filled_to_the_byte() -> None:
+    for budget in (*range(1, 500), 2**30, 560 * 2**20):
+        most = without_margin(budget)
+        assert with_margin(most) <= budget < with_margin(most + 1)
+
+
+def test_a_stage_with_a_quantised_layer_has_the_buffer() -> None:
+    buffer = workspace_bytes(MODEL, WORKLOAD, 3, 2, 4, is_last=False, has_neighbours=True, dequantises=True)
+    without = workspace_bytes(MODEL, WORKLOAD, 3, 2, 4, is_last=False, has_neighbours=True, dequantises=False)
+    assert buffer - without == 96 * 64 * (4 + 12)
 
 
 def test_the_blocks_are_those_of_the_runtime() -> None:

@@ -49,7 +49,7 @@ hostfile = "{work}/hostfile"
 [workload]
 batch_size = 4
 prompt_tokens = 64
-new_tokens = 16
+new_tokens = 8
 [quality]
 calibration_windows = 8
 calibration_tokens = 128
@@ -108,15 +108,15 @@ def make_model(folder: Path) -> Path:
 
 
 def write_prompts(path: Path) -> None:
-    """Two batches of full length."""
+    """A batch of full length."""
     lines = [
         {
             "custom_id": f"line-{number}",
             "method": "POST",
             "url": "/v1/completions",
-            "body": {"prompt": [(7 * number + 13 * i) % 32000 for i in range(64)], "max_tokens": 16},
+            "body": {"prompt": [(7 * number + 13 * i) % 32000 for i in range(64)], "max_tokens": 8},
         }
-        for number in range(8)
+        for number in range(4)
     ]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
 

@@ -58,7 +58,7 @@ def write(run: RunFolder, file: str, content: str) -> Path:
         ("prepared-plan.json", "{}", 2, "plan.json: format None, this version reads format 1"),
         ("in.jsonl", None, 2, "in.jsonl: No such file or directory"),
         ("tiny/config.json", "{", 2, "config.json: not JSON"),
-        ("tiny/tokenizer.json", "{}", 2, "tokenizer.json: cannot be used"),
+        ("tiny/tokenizer.json", "{}", 2, "transformers cannot load its tokenizer"),
     ],
 )
 def test_a_mistake_ends_a_batch_with_one_line(
@@ -121,7 +121,7 @@ def test_a_launcher_that_says_half_is_refused(run: RunFolder) -> None:
 def test_ctrl_c_while_a_script_imports_is_one_line(script: str, exit_code: int, tmp_path: Path) -> None:
     code = (
         "import runpy, sys; from tests.mistakes.interrupted import BeforeImport\n"
-        "sys.meta_path.insert(0, BeforeImport('tokenizers'))\n"
+        "sys.meta_path.insert(0, BeforeImport('hetero_infer.supervisor.supervise'))\n"
         f"runpy.run_path('launch/{script}.py', run_name='__main__')"
     )
     environment = {name: value for name, value in os.environ.items() if name not in LAUNCHER_VARIABLES}
