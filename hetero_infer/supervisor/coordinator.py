@@ -175,9 +175,11 @@ class Coordinator:
             peak = self._said["peak_memory"][rank]["num_bytes"]
             planned = f"planned {_mib(plan.estimate.memory_of(stage))}, " if plan.estimate else ""
             device = plan.device_of(stage)
-            say(
-                f"stage {stage} on {device.name}: at most {_mib(peak)} MiB, {planned}budget {_mib(device.memory_bytes)}"
-            )
+            own = (
+                ", some 20 of the first are the process's own" if device.is_cpu else ""
+            )  # libraries, gloo's and MKL's buffers
+            budget = _mib(device.memory_bytes)
+            say(f"stage {stage} on {device.name}: at most {_mib(peak)} MiB, {planned}budget {budget}{own}")
 
     # Members: who is there, what they say.
 
