@@ -71,8 +71,8 @@ def _measure(args: argparse.Namespace) -> int:
     from hetero_infer import prepare
     from hetero_infer.checkpoint.model_folder import ModelFolder
 
-    config = RunConfig.load(args.config)
-    path = args.output or config.profile
+    config = RunConfig.load(args.config).writing_to("profile", args.output)
+    path = config.profile
     profile = prepare.measure(ModelFolder(config.model), config, path, args.device)
     off = profile.header.get(f"{args.device}.holdout_mean")
     facts = {"profile": str(path), "rows": len(profile.rows), "holdout_mean": off and float(off)}
@@ -87,11 +87,11 @@ def _sensitivity(args: argparse.Namespace) -> int:
     from hetero_infer.measure.indicator import measure_sensitivity
     from hetero_infer.report import text_table
 
-    config = RunConfig.load(args.config)
+    config = RunConfig.load(args.config).writing_to("sensitivity", args.output)
     folder = ModelFolder(config.model)
     windows = prepare.calibration_windows(folder, config)
     table = measure_sensitivity(folder, config.choices, windows, args.method)
-    path = args.output or config.sensitivity
+    path = config.sensitivity
     table.save(path)
     rows = [["layer", *(str(choice) for choice in table.choices)]]
     rows += [[str(layer), *(f"{value:.5f}" for value in values)] for layer, values in enumerate(table.omega)]
@@ -104,9 +104,9 @@ def _plan(args: argparse.Namespace) -> int:
     from hetero_infer.planner.uniform import why_not_uniform
     from hetero_infer.report import based_on, labelled, plan_table
 
-    config = RunConfig.load(args.config)
+    config = RunConfig.load(args.config).writing_to("plan", args.output)
     request = prepare.request_for(config)
-    plan = prepare.plan_for(config, request, args.output or config.plan)
+    plan = prepare.plan_for(config, request, config.plan)
     why = why_not_uniform(request, plan)
     facts = [("based on", based_on(plan, request.cluster, request.latency)), ("uniform", why)]
     text = "\n".join([plan_table(plan), *(labelled(*fact) for fact in facts)])
@@ -186,12 +186,12 @@ def _simulate(args: argparse.Namespace) -> int:
 def _quantize(args: argparse.Namespace) -> int:
     from hetero_infer import prepare
 
-    config = RunConfig.load(args.config)
+    config = RunConfig.load(args.config).writing_to("checkpoint", args.output)
     plan = Plan.load(args.plan)
     stages = args.stages if args.stages is not None else list(range(len(plan.stages)))
     if not set(stages) <= set(range(len(plan.stages))):
         raise InputError(f"--stages {stages}: the plan has stages 0 to {len(plan.stages) - 1}")
-    checkpoint = args.output or config.checkpoint
+    checkpoint = config.checkpoint
     prepare.quantise(plan, args.plan, config, checkpoint, stages, progress=not args.json)
     _show(args, {"checkpoint": str(checkpoint)}, f"quantised layers are in {checkpoint}")
     return 0

@@ -59,14 +59,19 @@ def measure(folder: "ModelFolder", config: RunConfig, path: Path, timed_as: str)
     from hetero_infer.measure.layer_timer import measure_layers
 
     config.workload.refuse_beyond(folder.spec.max_position_embeddings)
+    threads, cores = _threads(config, timed_as), os.cpu_count() or 1
+    if threads > cores:
+        raise InputError(
+            f"hostfile {config.hostfile}: {threads} threads for {timed_as}, and this host has {cores} cores"
+        )
     measured = measure_layers(
         folder.spec,
         folder.path.name,
         timed_as,
         config.choices,
         config.workload,
-        _threads(config, timed_as),
-        cpu_neighbours(config.cluster.devices, timed_as, os.cpu_count() or 1),
+        threads,
+        cpu_neighbours(config.cluster.devices, timed_as, cores),
         progress=True,
     )
     profile = ProfileTable.load_if_there(path).with_measured(measured)

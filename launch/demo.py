@@ -3,6 +3,7 @@
 Every step is a command that you could type; they are printed as they run. Needs no GPU and no network.
 """
 
+import argparse
 import json
 import math
 import os
@@ -25,6 +26,7 @@ BIN = Path(sys.executable).parent
 
 
 def main() -> int:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     work = Path("out/demo")
     answers, summary_path = work / "answers.jsonl", work / "summary.json"
     config = RunConfig.load(CONFIG)

@@ -30,12 +30,12 @@ class ModelFolder:
         index = self.path / INDEX
         if index.exists():
             files = sorted(self.path / name for name in set(_weight_map(index).values()))
-            missing = [file.name for file in files if not file.exists()]
+            missing = [file.name for file in files if not file.is_file()]
             if missing:
                 raise InputError(f"model {self.path}: {INDEX} names {', '.join(missing)}, which is not there")
             return files
         whole = self.path / WHOLE
-        files = [whole] if whole.exists() else sorted(self.path.glob("*.safetensors"))
+        files = [whole] if whole.is_file() else sorted(filter(Path.is_file, self.path.glob("*.safetensors")))
         if not files:
             other = [file.name for pattern in ("*.bin", "*.pt", "*.gguf") for file in self.path.glob(pattern)]
             way_out = f"; convert {other[0]} with save_pretrained(…, safe_serialization=True)" if other else ""

@@ -28,7 +28,13 @@ def read_tokens(folder: ModelFolder, text: Path) -> torch.Tensor:
         raise InputError(
             f"model {folder.path}: its tokenizer cannot be loaded ({brief(error)}), so the text {text} can't be read"
         ) from error
-    return torch.tensor(encode(read_text(text, "text")), dtype=torch.int64)
+    tokens = torch.tensor(encode(read_text(text, "text")), dtype=torch.int64)
+    if len(tokens) and tokens.max() >= folder.spec.vocab_size:
+        raise InputError(
+            f"model {folder.path}: its tokenizer gives the id {tokens.max()} for the text {text}, and the model has "
+            f"{folder.spec.vocab_size}; put the tokenizer there that belongs to it"
+        )
+    return tokens
 
 
 def _encoder(path: Path) -> Callable[[str], list[int]]:

@@ -28,7 +28,7 @@ def build_app(engine: EngineClient, model: ServedModel) -> Starlette:
         async def complete(http: HttpRequest) -> JSONResponse:
             try:
                 body = await http.json()
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise RequestError(f"the body is not JSON ({error})") from error
             completion = await engine.complete(endpoint.parse(body, model))
             return JSONResponse(endpoint.answer(completion, model, f"{endpoint.id_prefix}-{uuid.uuid4().hex}"))
@@ -58,7 +58,8 @@ def build_app(engine: EngineClient, model: ServedModel) -> Starlette:
 
 
 def _error(status: int, message: str, field: str | None = None) -> JSONResponse:
-    """OpenAI's error shape."""
+    """OpenAI's error shape. What UTF-8 cannot hold, half a surrogate pair in a field's name, becomes an escape."""
+    message, field = (text and text.encode("utf-8", "backslashreplace").decode() for text in (message, field))
     kind = "invalid_request_error" if status < 500 else "server_error"
     return JSONResponse({"error": {"message": message, "type": kind, "param": field, "code": None}}, status)
 

@@ -16,6 +16,9 @@ from hetero_infer.spec.gpu_type import GIB, GPU_TYPES
 UNITS = {"KiB": 2**10, "MiB": 2**20, "GiB": GIB}
 DEVICE_KEYS = ("gpu", "slowdown", "memory", "threads")
 DEVICE_FIELDS = {"name": str, "type": str, "memory_bytes": int, "slowdown": float, "threads": int}  # in plan.json
+MOST_SLOWDOWN = 1000
+MOST_ALPHA_S = 3600
+MOST_BYTES = 2**50  # of memory, and a second over a link
 MOST_SLOTS = MOST_THREADS = 1024
 
 
@@ -33,8 +36,11 @@ class Device:
     def __post_init__(self) -> None:
         if self.memory_bytes <= 0:
             raise InputError(f"device {self.name}: memory must be positive")
-        if self.slowdown < 1:
-            raise InputError(f"device {self.name}: slowdown = {self.slowdown}, a device can only be emulated as slower")
+        if not 1 <= self.slowdown <= MOST_SLOWDOWN:
+            raise InputError(
+                f"device {self.name}: slowdown = {self.slowdown:g}, a device can only be emulated as slower, from 1 to "
+                f"{MOST_SLOWDOWN}"
+            )
         if not 1 <= self.threads <= MOST_THREADS:
             raise InputError(f"device {self.name}: threads = {self.threads}, must be from 1 to {MOST_THREADS}")
 
@@ -70,7 +76,7 @@ class Link:
     bytes_per_s: float
 
     def __post_init__(self) -> None:
-        if not (0 <= self.alpha_s < math.inf and 0 < self.bytes_per_s < math.inf):
+        if not (0 <= self.alpha_s <= MOST_ALPHA_S and 1 <= self.bytes_per_s <= MOST_BYTES):
             raise InputError(f"link: alpha_s = {self.alpha_s} and bytes_per_s = {self.bytes_per_s} make no link")
 
     def seconds(self, num_bytes: float) -> float:
@@ -132,7 +138,10 @@ def parse_bytes(text: str, where: str) -> int:
     match = re.fullmatch(r"([0-9.]+)\s*([KMG]iB)", text.strip())
     if not match:
         raise InputError(f"{where}: {text!r} is no amount of memory; write it like 400MiB or 15GiB")
-    return int(_number(match[1], where) * UNITS[match[2]])
+    num_bytes = _number(match[1], where) * UNITS[match[2]]
+    if num_bytes > MOST_BYTES:
+        raise InputError(f"{where}: {text.strip()[:20]!r} is more than any device has")
+    return int(num_bytes)
 
 
 def _devices_of_line(entry: str, comment: str, where: str) -> list[Device]:

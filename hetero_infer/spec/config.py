@@ -14,8 +14,10 @@ from hetero_infer.spec.errors import InputError, located
 from hetero_infer.spec.fields import kinds_of, nearest, read_value
 from hetero_infer.spec.files import read_text
 from hetero_infer.spec.links import LinkTable
+from hetero_infer.spec.model import TOKENIZER_FILES
 from hetero_infer.spec.workload import Workload
 
+MODEL_FILES = ("config.json", "generation_config.json", "model.safetensors", *TOKENIZER_FILES)
 DEMO_MODEL = Path(__file__).parent.parent / "demo"
 DEFAULT_LINK = {"alpha_s": 1e-4, "bytes_per_s": 1e9}
 REQUIRED = object()
@@ -98,6 +100,13 @@ class RunConfig:
             config._refuse_contradictions()
         return config
 
+    def writing_to(self, name: str, path: Path | None) -> "RunConfig":
+        """With `path`, if one was given, in place of the file or folder `name`."""
+        changes: dict[str, Any] = {name: path or getattr(self, name)}
+        config = replace(self, **changes)
+        config._refuse_contradictions()
+        return config
+
     def _refuse_contradictions(self) -> None:
         for name in ("calibration_windows", "calibration_tokens"):
             if getattr(self, name) < 1:
@@ -112,6 +121,7 @@ class RunConfig:
             raise InputError(f"[server] port = {self.port}: ports go from 0 (any that is free) to 65535")
         inputs = ("model", "hostfile", "text", "calibration")
         user_of: dict[str, str] = {os.path.abspath(getattr(self, name)): name for name in inputs}
+        user_of |= {os.path.abspath(self.model / name): f"the model's {name}" for name in MODEL_FILES}
         for name in ("profile", "links", "sensitivity", "checkpoint", "plan"):
             path = getattr(self, name)
             other = user_of.setdefault(os.path.abspath(path), name)
@@ -138,6 +148,8 @@ class _Reader:
         value = read_value(value, kind, f"{self.where}: [{table}] {key}")
         if value == "":
             raise InputError(f"{self.where}: [{table}] {key} is empty")
+        if isinstance(value, str) and "\0" in value:
+            raise InputError(f"{self.where}: [{table}] {key} = {value!r} has a null character in it")
         return value
 
     def choices(self, table: str, key: str) -> tuple[Choice, ...]:

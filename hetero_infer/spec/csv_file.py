@@ -36,8 +36,10 @@ def read_csv(
     header = dict(_header_entry(line) for line in lines if line.startswith("#"))
     if header.pop("format", None) != str(FORMAT):
         raise InputError(f"{what} {path}: its first line must read '# format = {FORMAT}'")
-    reader = csv.reader(line for line in lines if not line.startswith("#"))
-    names = next(reader, [])
+    try:
+        names, *body = list(csv.reader(line for line in lines if not line.startswith("#"))) or [[]]
+    except csv.Error as error:
+        raise InputError(f"{what} {path}: not CSV ({error})") from error
     for name in names:
         if name not in columns:
             raise InputError(f"{what} {path}: the column {name} is not known{nearest(name, columns)}")
@@ -47,7 +49,7 @@ def read_csv(
         if names.count(name) > 1:
             raise InputError(f"{what} {path}: the column {name} stands there twice")
     rows = []
-    for number, cells in enumerate(filter(None, reader), 1):
+    for number, cells in enumerate(filter(None, body), 1):
         with located(f"{what} {path}, row {number}"):
             if len(cells) != len(names):
                 raise InputError(f"{len(cells)} values for {len(names)} columns")

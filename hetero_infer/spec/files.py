@@ -46,7 +46,7 @@ def writing(path: Path) -> Iterator[None]:
 def read_text(path: Path, what: str) -> str:
     """The file's text, or an `InputError` that names `what` it should have been."""
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise InputError(f"{what} {path}: cannot be read ({error.strerror or error})") from error
     except UnicodeDecodeError as error:

@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple
 
 from hetero_infer.spec.errors import InputError
 
+MOST_LAYERS = 4096
 # A model folder with none of them has no tokenizer.
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -122,6 +123,8 @@ class ModelSpec:
     residual_is_normed: bool = False  # the residual of a block is its normed input
 
     def __post_init__(self) -> None:
+        if self.num_hidden_layers > MOST_LAYERS:
+            raise InputError(f"num_hidden_layers = {self.num_hidden_layers}: at most {MOST_LAYERS}")
         if self.num_attention_heads % self.num_key_value_heads:
             raise InputError(
                 f"num_attention_heads = {self.num_attention_heads} is no multiple of "

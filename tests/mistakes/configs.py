@@ -172,8 +172,8 @@ def contradictory() -> Iterator[Mistake]:
         "this machine has too little memory for it; lower batch_size",
         "tokens",
         both(
-            edited("tiny/config.json", lambda config: config.update(max_position_embeddings=10**15)),
-            with_value("prompt_tokens", str(10**13)),
+            edited("tiny/config.json", lambda config: config.update(max_position_embeddings=2**24)),
+            both(with_value("prompt_tokens", str(2**24 - 100)), with_value("batch_size", "4096")),
         ),
         ("measure",),
         1,

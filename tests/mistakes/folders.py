@@ -38,7 +38,13 @@ def in_its_config() -> Iterator[Mistake]:
     yield config("model_type = 'lama': this version runs", model_type="lama")
     yield config("model_type = None: this version runs", model_type=None)
     yield config("rope_scaling = {'rope_type': 'dynamic'}: of the rope types", rope_scaling={"rope_type": "dynamic"})
-    yield config("num_hidden_layers = 0: a whole number of at least 1", num_hidden_layers=0)
+    yield config("num_hidden_layers = 0: a whole number from 1 to", num_hidden_layers=0)
+    yield config("num_hidden_layers = 5000: at most 4096", num_hidden_layers=5000)
+    yield config("hidden_size = 9223372036854775808: a whole number from 1 to", hidden_size=2**63)
+    yield config("rms_norm_eps = 1000000000000000000000000000000: a number above 0", rms_norm_eps=10**30)
+    yield config("rope_theta = 1.0: a number above 1", rope_theta=1.0, rope_scaling={"rope_type": "yarn", "factor": 2})
+    yield config("hidden_act = {}: this version computes", hidden_act={})
+    yield config("layer_types = [['a']]: 4 entries", layer_types=[["a"]], model_type="qwen3", use_sliding_window=True)
     yield config("hidden_size = '48': a whole number", hidden_size="48")
     yield config("num_attention_heads = 4.5: a whole number", num_attention_heads=4.5)
     yield config("rms_norm_eps = inf: a number above 0", rms_norm_eps=float("inf"))
@@ -85,6 +91,12 @@ def in_its_weights() -> Iterator[Mistake]:
 
 
 def in_its_texts() -> Iterator[Mistake]:
+    yield Mistake(
+        "text.txt, and the model has 101; put the tokenizer there",
+        "tokenizer gives the id",
+        edited("tiny/config.json", lambda config: config.update(vocab_size=101)),
+        ("sensitivity",),
+    )
     yield Mistake("no tokenizer there, so the text", "tiny", removed("tiny/tokenizer.json"), PLAN)
     yield Mistake("its tokenizer cannot be loaded (", "tiny", written("tiny/tokenizer.json", "{}"), PLAN)
     yield Mistake("tokens and a window needs 256; give a longer text", "text.txt", written("text.txt", "Short."), PLAN)

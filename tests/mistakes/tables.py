@@ -57,6 +57,8 @@ def links_mistakes() -> Iterator[Mistake]:
         (f"# format = 1\n{columns}{row}b,a,soon,1e9\n", "row 2: alpha_s = 'soon' is not a number"),
         (f"# format = 1\n{columns}a,b,-1,1e9\n", "row 1: link: alpha_s = -1.0 and bytes_per_s"),
         (f"# format = 1\n{columns}a,b,1e-4\n", "row 1: 3 values for 4 columns"),
+        (f"# format = 1\n{columns}a,b,0,1e-320\n", "row 1: link: alpha_s = 0.0 and bytes_per_s"),
+        (f"# format = 1\n{columns}{'a' * 200_000},b,1e-4,1e9\n", "not CSV (field larger than field limit"),
     ]:
         yield Mistake(says, "links.csv", written("out/links.csv", text), PLAN)
 

@@ -41,12 +41,14 @@ def test_every_error_has_openais_shape(model: ServedModel, pipeline) -> None:
     async def scenario(client: httpx.AsyncClient) -> list[httpx.Response]:
         return [
             await client.post("/v1/completions", content=b"{"),
+            await client.post("/v1/completions", content=b"[" * 100_000),
+            await client.post("/v1/completions", content=b'{"\\ud800": 1}'),
             await client.get("/v1/completions"),
             await client.get("/nowhere"),
         ]
 
     answers = with_client(model, pipeline, scenario)
-    assert [answer.status_code for answer in answers] == [400, 405, 404]
+    assert [answer.status_code for answer in answers] == [400, 400, 400, 405, 404]
     assert all(answer.json()["error"]["message"] for answer in answers)
 
 

@@ -68,6 +68,7 @@ def test_what_would_be_computed_wrongly_is_refused_by_name(field: str, value: ob
         (OPT | {"hidden_size": 50}, "hidden_size = 50: no multiple of num_attention_heads = 4"),
         (OPT | {"activation_function": "swish"}, "activation_function = 'swish'"),
         ({**OPT, "ffn_dim": None}, "'ffn_dim' is missing"),
+        (BLOOM | {"slow_but_exact": True, "pretraining_tp": 2}, "slow_but_exact = True"),
         (BLOOM | {"n_head": 5}, "no multiple of n_head = 5"),
         (BLOOM | {"layer_norm_epsilon": -1}, "layer_norm_epsilon = -1"),
         (LLAMA | {"model_type": "mistral", "sliding_window": 0}, "sliding_window = 0"),

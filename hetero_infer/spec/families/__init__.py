@@ -31,8 +31,8 @@ def read_model(folder: Path) -> ModelSpec:
         raise InputError(f"model {folder}: no config.json there; [model] path names a Hugging Face model folder")
     config = _json_object(path)
     generation = folder / "generation_config.json"
-    if generation.exists() and (eos := _json_object(generation).get("eos_token_id")) is not None:
-        config["eos_token_id"] = eos
+    if generation.exists() and (ids := ModelConfig(_json_object(generation), str(generation)).eos_token_ids()):
+        config["eos_token_id"] = list(ids)
     return spec_of(config, str(path))
 
 

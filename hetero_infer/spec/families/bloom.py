@@ -16,6 +16,8 @@ TRAINED_TOKENS = 2048  # ALiBi has no last position; BLOOM was trained with so m
 def bloom(config: ModelConfig) -> ModelSpec:
     heads = config.count("n_head", "num_attention_heads")
     hidden = config.count("n_embed", "hidden_size")
+    if config.content.get("pretraining_tp") not in (None, 1):
+        config.refuse_unless("slow_but_exact", False, "with a pretraining_tp of more than 1 only false is supported")
     if hidden % heads:
         raise config.refusal("hidden_size", f"no multiple of n_head = {heads}")
     return ModelSpec(

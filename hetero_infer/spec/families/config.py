@@ -1,12 +1,13 @@
 """`ModelConfig`: typed reading of a ``config.json``, which names the field that is missing, wrong or not supported."""
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
 from hetero_infer.spec.errors import InputError
 
 REQUIRED = object()
+MOST = 2**24  # of anything that is counted in a model
+MOST_NUMBER = 1e12
 ACTIVATIONS = ("silu", "relu", "gelu", "gelu_new", "gelu_pytorch_tanh")
 
 
@@ -25,17 +26,18 @@ class ModelConfig:
 
     def count(self, *fields: str, default: Any = REQUIRED) -> Any:
         """A whole number of at least 1 under the first of the names that is there; null counts as not said."""
-        return self._number(fields, default, (int,), "a whole number of at least 1")
+        return self._number(fields, default, (int,), MOST, f"a whole number from 1 to {MOST}")
 
     def number(self, *fields: str, default: Any = REQUIRED) -> Any:
-        """A finite number above 0."""
-        return self._number(fields, default, (int, float), "a number above 0")
+        """A number above 0."""
+        value = self._number(fields, default, (int, float), MOST_NUMBER, f"a number above 0, at most {MOST_NUMBER:g}")
+        return value if value is None else float(value)
 
-    def _number(self, fields: tuple[str, ...], default: Any, kinds: tuple[type, ...], wanted: str) -> Any:
+    def _number(self, fields: tuple[str, ...], default: Any, kinds: tuple[type, ...], most: float, wanted: str) -> Any:
         for field in fields:
             value = self.content.get(field)
             if value is not None:
-                if type(value) not in kinds or not 0 < value < math.inf:
+                if type(value) not in kinds or not 0 < value <= most:
                     raise self.refusal(field, wanted)
                 return value
         if default is REQUIRED:
@@ -49,7 +51,9 @@ class ModelConfig:
         return default if value is None else value
 
     def activation(self, field: str, default: str) -> str:
-        value = self.content.get(field) or default
+        value = self.content.get(field)
+        if value is None:
+            return default
         if value not in ACTIVATIONS:
             raise self.refusal(field, f"this version computes {', '.join(ACTIVATIONS)}")
         return str(value)

@@ -14,6 +14,7 @@ ATTENTION = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_a
 MLP = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
 QK_NORMS = ("self_attn.q_norm", "self_attn.k_norm")
 NORMS = ("input_layernorm", "post_attention_layernorm")
+ATTENTION_TYPES = ("full_attention", "sliding_attention")
 # Where a field is not said: key-value heads (None: as many as query heads), size of a head (None: hidden / heads),
 # positions, and the window (0: none).
 DEFAULTS = {
@@ -91,7 +92,7 @@ def _sliding_windows(config: ModelConfig, layers: int, default: int) -> tuple[in
     if types is None:
         first = config.count("max_window_layers", default=28)
         types = ["full_attention" if layer < first else "sliding_attention" for layer in range(layers)]
-    if not isinstance(types, list) or len(types) != layers or set(types) - {"full_attention", "sliding_attention"}:
+    if not isinstance(types, list) or len(types) != layers or any(kind not in ATTENTION_TYPES for kind in types):
         raise config.refusal("layer_types", f"{layers} entries, each 'full_attention' or 'sliding_attention'")
     return tuple(window if kind == "sliding_attention" else None for kind in types)
 
@@ -104,6 +105,8 @@ def _rope(config: ModelConfig, max_positions: int) -> Rope:
     if scaling is None:
         return Rope(theta)
     theta = scaling.number("rope_theta", default=theta)
+    if theta <= 1:
+        raise config.refusal("rope_theta", "a number above 1")
     kind = scaling.content.get("rope_type", scaling.content.get("type", "default"))
     if kind == "default":
         return Rope(theta)
