@@ -88,13 +88,20 @@ def test_quantising_goes_on_where_the_disk_was_full(folder: Path, disk: Path, ca
 
 @pytest.mark.parametrize(
     ("place", "exit_code", "reason"),
-    [("text.txt/plan.json", 1, "cannot be written (File exists)"), ("tiny", 2, "cannot be read (Is a directory)")],
+    [("text.txt/plan.json", 1, "cannot be written (File exists)"), ("out", 2, "cannot be read (Is a directory)")],
 )
 def test_an_output_that_cannot_be_is_named(place: str, exit_code: int, reason: str, folder: Path, capsys) -> None:
     before = snapshot(folder)
     assert main(["plan", "-o", place, "-c", "run.toml"]) == exit_code
     line = one_line(capsys)
     assert f"{place}: {reason}" in line
+    assert snapshot(folder) == before
+
+
+def test_an_output_over_the_model_is_refused(folder: Path, capsys) -> None:
+    before = snapshot(folder)
+    assert main(["sensitivity", "-o", "tiny/config.json", "-c", "run.toml"]) == 2
+    assert "the model's config.json and sensitivity are both tiny/config.json" in one_line(capsys)
     assert snapshot(folder) == before
 
 

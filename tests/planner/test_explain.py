@@ -315,7 +315,7 @@ def test_other_micro_batches_are_proposed_where_they_fit_and_are_faster() -> Non
 
 def test_relief_of_a_link_is_what_a_quicker_link_gives() -> None:
     workload = Workload(4, 16, 1)  # no decode: the link is asked in one phase
-    request, quicker = (request_of({("a", "b"): Link(seconds, 1e30)}, workload) for seconds in (1.0, 0.9))
+    request, quicker = (request_of({("a", "b"): Link(seconds, 2.0**50)}, workload) for seconds in (1.0, 0.9))
     plan = plan_of(request)
     explanation = explain(plan, request)
     prefill, decode = explanation.pace
