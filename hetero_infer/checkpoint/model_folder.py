@@ -70,6 +70,8 @@ class ModelFolder:
         file = self._file_of[found]
         with _opened(file) as tensors:
             shape = tensors.get_slice(found).get_shape()
+            if not shape:
+                raise InputError(f"model {self.path}: the tensor {name} is a single number")
             stored_type = tensors.get_slice(found)[:0].dtype
         if not stored_type.is_floating_point:
             raise InputError(f"model {self.path}: the tensor {name} is {stored_type}, not floating point")

@@ -175,9 +175,8 @@ class Coordinator:
             peak = self._said["peak_memory"][rank]["num_bytes"]
             planned = f"planned {_mib(plan.estimate.memory_of(stage))}, " if plan.estimate else ""
             device = plan.device_of(stage)
-            own = (
-                ", some 20 of the first are the process's own" if device.is_cpu else ""
-            )  # libraries, gloo's and MKL's buffers
+            # On a CPU libraries and the buffers of gloo and MKL count, too.
+            own = ", some 20 of the first are the process's own" if device.is_cpu else ""
             budget = _mib(device.memory_bytes)
             say(f"stage {stage} on {device.name}: at most {_mib(peak)} MiB, {planned}budget {budget}{own}")
 
@@ -186,9 +185,7 @@ class Coordinator:
     async def _meet(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         connection = JsonLines(reader, writer)
         try:
-            with contextlib.suppress(
-                asyncio.CancelledError
-            ):  # of a silent one, when the run ends: asyncio would print it
+            with contextlib.suppress(asyncio.CancelledError):  # of a silent one at the end: asyncio would print it
                 await self._talk(connection)
         finally:
             connection.close()

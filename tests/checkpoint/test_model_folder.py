@@ -103,6 +103,13 @@ def test_a_weight_too_large_for_the_device_s_type_is_named(tmp_path: Path) -> No
         ModelFolder(tmp_path).tensor("model.norm.weight", torch.float16)
 
 
+def test_a_single_number_is_no_weight(tmp_path: Path) -> None:
+    file = ModelFolder(write_tiny_model(tmp_path)).files[0]
+    save_file(load_file(file) | {"model.norm.weight": torch.tensor(1.0)}, file)
+    with pytest.raises(InputError, match=r"the tensor model\.norm\.weight is a single number"):
+        ModelFolder(tmp_path).tensor("model.norm.weight")
+
+
 def test_a_truncated_file_is_named(tmp_path: Path) -> None:
     file = ModelFolder(write_tiny_model(tmp_path)).files[0]
     file.write_bytes(file.read_bytes()[:-100])
