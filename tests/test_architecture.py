@@ -27,6 +27,7 @@ FLOORS = {
     "pipeline": {"checkpoint", "models", "quant", "cost", "spec"},
     "supervisor": {"spec", "serving"},
     "serving": {"spec", "supervisor"},
+    "bench": {"spec", "cost", "planner", "pipeline"},
 }
 
 # (file, module): why it may.

@@ -5,7 +5,7 @@ kernels. A prediction from a sheet of paper: right about which device is faster,
 (docs/decisions/0010-measured-or-from-the-spec-sheet.md has how far it is off where we could compare).
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from hetero_infer.cost import memory
 from hetero_infer.cost.latency import SPEC_SHEET, LayerKind, Source
@@ -17,16 +17,21 @@ from hetero_infer.spec.model import ModelSpec
 from hetero_infer.spec.workload import Phase
 
 COMPUTE_SHARE, BANDWIDTH_SHARE = 0.5, 0.8  # of the sheet's figures, that products of matrices get in practice
-UNPACK_BYTES = 44  # per weight: what `QuantLinear` writes and reads again on its way from codes to a product
+# Per weight, what `QuantLinear` writes and reads again on its way from codes to a product.
+UNPACK_BYTES: Mapping[Phase, float] = {Phase.PREFILL: 44, Phase.DECODE: 44}
 KERNEL_S = 8e-6  # from Python to a kernel's start
 LAYER_KERNELS, ATTENTION_KERNELS, UNPACK_KERNELS, END_KERNELS = 40, 10, 10, 4
 
 
 class RooflineLatency:
-    """Of one model. Every choice is allowed: nothing was measured that could be missing."""
+    """Of one model. Every choice is allowed: nothing was measured that could be missing.
 
-    def __init__(self, model: ModelSpec) -> None:
+    `unpack_bytes` describes the kernels of quantised layers: ours, unless other ones are asked about.
+    """
+
+    def __init__(self, model: ModelSpec, unpack_bytes: Mapping[Phase, float] = UNPACK_BYTES) -> None:
         self._model = model
+        self._unpack_bytes = unpack_bytes
 
     def allowed_choices(self, device: Device, choices: Iterable[Choice]) -> tuple[Choice, ...]:
         _rates(device)
@@ -61,7 +66,7 @@ class RooflineLatency:
 
     def _decoder(
         self, device: Device, choice: Choice, phase: Phase, batch: int, input_tokens: int, past_tokens: int
-    ) -> tuple[int, int, int]:
+    ) -> tuple[float, float, int]:
         """FLOPs, bytes and kernels. Prefill attends to one sequence after the other, half a prompt at the mean."""
         model, rows = self._model, batch * input_tokens
         linears = model.linears.values()
@@ -70,10 +75,11 @@ class RooflineLatency:
         queries = model.num_attention_heads * model.head_dim
         activations = rows * sum(linear.out_features + linear.in_features for linear in linears)
         elements = activations + batch * (past_tokens + input_tokens) * model.kv_elements_per_token
-        num_bytes = memory.decoder_layer_bytes(model, choice, device.element_bytes) + elements * device.element_bytes
+        weight_bytes = memory.decoder_layer_bytes(model, choice, device.element_bytes)
+        num_bytes: float = weight_bytes + elements * device.element_bytes
         kernels = LAYER_KERNELS + ATTENTION_KERNELS * (batch if phase is Phase.PREFILL else 1)
         if choice.is_quantised:
-            num_bytes += weights * UNPACK_BYTES
+            num_bytes += weights * self._unpack_bytes[phase]
             kernels += UNPACK_KERNELS * len(linears)
         return 2 * rows * weights + 4 * rows * attended * queries, num_bytes, kernels
 

@@ -51,7 +51,7 @@ def test_one_token_takes_the_reading_of_the_weights() -> None:
 def test_a_quantised_layer_reads_its_codes_and_unpacks_them() -> None:
     """What `QuantLinear` does in both phases: fewer bits save memory, and cost time."""
     saved = decoder_layer_bytes(MODEL, UNQUANTISED, 2) - decoder_layer_bytes(MODEL, FOUR, 2)
-    more_s = (WEIGHTS * roofline.UNPACK_BYTES - saved) / 240e9 + 70 * roofline.KERNEL_S
+    more_s = (WEIGHTS * roofline.UNPACK_BYTES[Phase.DECODE] - saved) / 240e9 + 70 * roofline.KERNEL_S
     assert decode(1, 99, choice=FOUR) == pytest.approx(decode(1, 99) + more_s, rel=1e-6)
     assert decode(1, 99, choice=Choice(3, 64)) < decode(1, 99, choice=FOUR) < decode(1, 99, choice=Choice(8, 64))
     assert prefill(8, 2048) < prefill(8, 2048, choice=FOUR) < 1.2 * prefill(8, 2048), "about as long as in fp16"

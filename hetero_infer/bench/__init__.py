@@ -1,0 +1,1 @@
+"""Measurements that print their tables and keep them: `hetero-infer bench planner`."""
