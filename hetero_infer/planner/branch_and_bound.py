@@ -1,0 +1,182 @@
+"""The fastest pipeline over all orders, subsets and micro-batch sizes, with a bound that holds for all of them.
+
+Best first over the nodes of all pairs (η, ξ) at once: the node with the lowest bound is relaxed, and split where the
+relaxation's plan passes its floors. A pair is not looked into before its fluid bound comes up.
+"""
+
+import heapq
+import itertools
+import math
+import time
+from dataclasses import dataclass, field, replace
+
+from hetero_infer.planner.exhaust import exhaust
+from hetero_infer.planner.fluid import fluid_bound_s
+from hetero_infer.planner.improve import improve
+from hetero_infer.planner.problem import omega_rows
+from hetero_infer.planner.relaxation import Dual, Relaxation
+from hetero_infer.planner.search_space import SearchSpace
+from hetero_infer.planner.space import ROOT, Node, Pipeline, Space
+from hetero_infer.spec.workload import Phase
+
+PREFILL, DECODE = Phase.PREFILL, Phase.DECODE
+SPLITTING_SHARE = 0.25  # of what a bound lacks: where the floors explain less, splitting them helps no more
+MOST_STEPS = 20_000  # of an enumeration
+TIE = 1e-11  # a plan that is faster by less than this share is not looked for
+
+
+@dataclass
+class Effort:
+    """What was looked at and what was ruled out."""
+
+    pairs: int = 0
+    pairs_opened: int = 0
+    nodes: int = 0
+    ruled_out: int = 0
+    enumerated: int = 0
+
+
+@dataclass
+class Found:
+    """The best pipeline and its pair; no pipeline of any pair is faster than `bound_s`."""
+
+    sizes: tuple[int, int] = (0, 0)
+    pipeline: Pipeline | None = None
+    bound_s: float = 0.0
+    is_finished: bool = False
+    effort: Effort = field(default_factory=Effort)
+
+    @property
+    def seconds(self) -> float:
+        return self.pipeline.seconds if self.pipeline else math.inf
+
+
+@dataclass(frozen=True, order=True)
+class _Open:
+    bound_s: float
+    number: int
+    sizes: tuple[int, int] = field(compare=False)
+    node: Node = field(compare=False)
+
+
+class BranchAndBound:
+    def __init__(self, search_space: SearchSpace, gap: float) -> None:
+        self._space = search_space
+        self._gap = max(gap, TIE)
+        self._spaces: dict[tuple[int, int], Space] = {}
+        self._pools: dict[tuple[int, int], list[Pipeline]] = {}
+        self._number = itertools.count()
+        self._heap: list[_Open] = []
+        self._least_closed_s = math.inf
+        self.found = Found()
+
+    def run(self, deadline_s: float) -> Found:
+        """Until the gap is reached or the deadline, on the monotonic clock, has come."""
+        found = self.found
+        self._open_pairs()
+        while self._heap and time.monotonic() < deadline_s:
+            opened = heapq.heappop(self._heap)
+            if opened.bound_s >= self._cut_s:
+                self._close(opened.bound_s)
+                found.effort.ruled_out += 1
+                continue
+            self._expand(opened)
+        bounds = [self._least_closed_s, found.seconds, *(opened.bound_s for opened in self._heap)]
+        found.bound_s = min(bounds)
+        found.is_finished = not self._heap
+        return found
+
+    @property
+    def _cut_s(self) -> float:
+        return self.found.seconds * (1 - self._gap)
+
+    def _close(self, bound_s: float) -> None:
+        self._least_closed_s = min(self._least_closed_s, bound_s)
+
+    def _open_pairs(self) -> None:
+        search_space = self._space
+        request = search_space.request
+        sizes = request.workload.micro_batch_sizes
+        multiplicity = [len(one.devices) for one in search_space.classes]
+        omega = omega_rows(request)
+        for pair in itertools.product(sizes, sizes):
+            form = search_space.objective(*pair)
+            bound_s = fluid_bound_s(form, search_space.terms(*pair), multiplicity, omega, request.omega_limit)
+            self.found.effort.pairs += 1
+            if math.isfinite(bound_s):
+                heapq.heappush(self._heap, _Open(bound_s, next(self._number), pair, replace(ROOT, bound_s=bound_s)))
+
+    def _expand(self, opened: _Open) -> None:
+        sizes, effort = opened.sizes, self.found.effort
+        if sizes not in self._spaces:
+            self._spaces[sizes] = self._space.space(*sizes)
+            effort.pairs_opened += 1
+        effort.nodes += 1
+        space, pool = self._spaces[sizes], self._pools.setdefault(sizes, [])
+        node = _with_caps(space, opened.node, self._cut_s)
+        relaxation = Relaxation(space, node, pool)
+        if not relaxation.can_keep_quality():
+            return
+        dual = relaxation.dual(self._cut_s, tolerance_s=1e-5 * opened.bound_s)
+        for _, path in dual.weights:
+            self._offer(sizes, improve(space, relaxation, path))
+        bound_s = max(opened.bound_s, dual.bound_s)
+        if bound_s >= self._cut_s:
+            self._close(bound_s)
+            return
+        node = replace(node, bound_s=bound_s, omega_price=dual.omega_price, period_share=dual.period_share)
+        children = _split(space, node, dual, self._cut_s)
+        if not children:
+            effort.enumerated += 1
+            rest = exhaust(space, relaxation, dual, self._cut_s, MOST_STEPS)
+            if rest.found:
+                self._offer(sizes, rest.found)
+            if rest.is_complete:
+                self._close(self._cut_s)
+            else:
+                self._close(bound_s)
+        for child in children:
+            heapq.heappush(self._heap, _Open(child.bound_s, next(self._number), sizes, child))
+
+    def _offer(self, sizes: tuple[int, int], pipeline: Pipeline) -> None:
+        space = self._spaces[sizes]
+        if space.keeps_quality(pipeline.omega) and pipeline.seconds < self.found.seconds:
+            self.found.sizes, self.found.pipeline = sizes, pipeline
+
+
+def _slopes(space: Space, period_share: float) -> dict[Phase, float]:
+    """Seconds of the bound per second of the slowest station."""
+    form = space.objective
+    return {
+        PREFILL: form.slowest[PREFILL],
+        DECODE: form.slowest[DECODE] + period_share * form.rounds * form.micro_batches[DECODE],
+    }
+
+
+def _with_caps(space: Space, node: Node, cut_s: float) -> Node:
+    """With caps beyond which a plan is slower than the cutoff."""
+    if math.isinf(cut_s):
+        return node
+    caps = {}
+    for phase, slope in _slopes(space, node.period_share).items():
+        most = node.floors[phase] + (cut_s - node.bound_s) / slope if slope > 0 else math.inf
+        caps[phase] = min(node.caps[phase], most * (1 + 1e-12))
+    return replace(node, caps=caps)
+
+
+def _split(space: Space, node: Node, dual: Dual, cut_s: float) -> list[Node]:
+    """In the phase where the bound's plans pass the floor most, half way between. Empty where that explains little."""
+    slopes = _slopes(space, node.period_share)
+    excess = {
+        phase: sum(weight * slopes[phase] * (path.slowest[phase] - node.floors[phase]) for weight, path in dual.weights)
+        for phase in Phase
+    }
+    phase = max(excess, key=excess.__getitem__)
+    if excess[phase] <= SPLITTING_SHARE * (cut_s - node.bound_s if math.isfinite(cut_s) else node.bound_s * 1e-3):
+        return []
+    highest = max(path.slowest[phase] for _, path in dual.weights)
+    middle = (node.floors[phase] + highest) / 2
+    higher = replace(
+        node, floors={**node.floors, phase: middle}, bound_s=node.bound_s + slopes[phase] * (middle - node.floors[phase])
+    )
+    return [replace(node, caps={**node.caps, phase: middle}), higher]
