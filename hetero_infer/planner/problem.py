@@ -192,7 +192,9 @@ def _stage_terms(request: PlanRequest, stage: int, size: Mapping[Phase, int]) ->
         layer_s={phase: {choice: seconds("decoder", choice, phase) for choice in choices} for phase in Phase},
         fixed_s={phase: sum(seconds(kind, UNQUANTISED, phase) for kind in ends) for phase in Phase},
         layer_bytes={choice: memory.decoder_layer_bytes(model, choice, element_bytes) + kv_bytes for choice in choices},
-        fixed_bytes=memory.end_layer_bytes(model, is_first, is_last, element_bytes)
+        fixed_bytes=memory.end_layer_bytes(
+            model, UNQUANTISED if is_first else None, UNQUANTISED if is_last else None, element_bytes
+        )
         + memory.workspace_bytes(
             model,
             workload,
