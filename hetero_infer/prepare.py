@@ -132,6 +132,8 @@ def request_for(config: RunConfig) -> "PlanRequest":
         latency=latency,
         sensitivity=sensitivity_for(folder, config),
         choices=config.choices,
+        embedding_choices=config.embedding_choices,
+        head_choices=config.head_choices,
         omega_limit=math.log1p(config.max_perplexity_increase),
         max_perplexity_increase=config.max_perplexity_increase,
     )

@@ -28,8 +28,10 @@ class Source:
 class LatencyModel(Protocol):
     """Where the planner gets its seconds from."""
 
-    def allowed_choices(self, device: Device, choices: Iterable[Choice]) -> tuple[Choice, ...]:
-        """Those of `choices` that a decoder layer on `device` has seconds for."""
+    def allowed_choices(
+        self, device: Device, choices: Iterable[Choice], kind: LayerKind = "decoder"
+    ) -> tuple[Choice, ...]:
+        """Those of `choices` that a layer of the `kind` has seconds for on `device`."""
         ...
 
     def layer_seconds(
@@ -62,7 +64,9 @@ class ProfiledLatency:
             points.setdefault(_key(row), {})[row.batch, _tokens(row)] = row.seconds
         self._grids = {key: _Grid(seconds, self._where(key)) for key, seconds in points.items()}
 
-    def allowed_choices(self, device: Device, choices: Iterable[Choice]) -> tuple[Choice, ...]:
+    def allowed_choices(
+        self, device: Device, choices: Iterable[Choice], kind: LayerKind = "decoder"
+    ) -> tuple[Choice, ...]:
         """Those measured in both phases. A device type that was never measured is an error, not an empty answer."""
         if not self.knows(device):
             raise InputError(
@@ -72,7 +76,7 @@ class ProfiledLatency:
         return tuple(
             choice
             for choice in choices
-            if all((device.timed_as, DECODER, choice, phase) in self._grids for phase in Phase)
+            if all((device.timed_as, kind, choice, phase) in self._grids for phase in Phase)
         )
 
     def knows(self, device: Device) -> bool:
@@ -132,8 +136,10 @@ class MeasuredElseSpecSheet:
     def _of(self, device: Device) -> LatencyModel:
         return self._profiled if self._profiled.knows(device) else self._spec_sheet
 
-    def allowed_choices(self, device: Device, choices: Iterable[Choice]) -> tuple[Choice, ...]:
-        return self._of(device).allowed_choices(device, choices)
+    def allowed_choices(
+        self, device: Device, choices: Iterable[Choice], kind: LayerKind = "decoder"
+    ) -> tuple[Choice, ...]:
+        return self._of(device).allowed_choices(device, choices, kind)
 
     def layer_seconds(
         self,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hetero_infer.cost.comm import activation_message_bytes
-from hetero_infer.spec.choice import Choice
+from hetero_infer.spec.choice import UNQUANTISED, Choice
 from hetero_infer.spec.model import Linear, ModelSpec
 from hetero_infer.spec.plan import Plan
 from hetero_infer.spec.workload import Phase, Workload
@@ -65,13 +65,16 @@ def decoder_layer_bytes(model: ModelSpec, choice: Choice, element_bytes: int) ->
     return linears + model.norm_elements * element_bytes
 
 
-def end_layer_bytes(model: ModelSpec, is_first: bool, is_last: bool, element_bytes: int) -> int:
-    """Embedding and head of a stage. Tied weights are one tensor where both stand, else a copy each."""
-    tables = is_first + is_last
-    if is_first and is_last and model.tie_word_embeddings:
-        tables = 1
-    others = is_first * model.embedding_elements + is_last * model.head_elements
-    return (tables * model.table_elements + others) * element_bytes
+def end_layer_bytes(model: ModelSpec, embedding: Choice | None, head: Choice | None, element_bytes: int) -> int:
+    """Embedding and head of a stage, each at its choice; None where it does not stand there.
+
+    Tied weights are one tensor where both stand unquantised, else a tensor each.
+    """
+    tables = [linear_bytes(model.table, choice, element_bytes) for choice in (embedding, head) if choice]
+    if model.tie_word_embeddings and embedding == head == UNQUANTISED:
+        tables.pop()
+    others = bool(embedding) * model.embedding_elements + bool(head) * model.head_elements
+    return sum(tables) + others * element_bytes
 
 
 def kv_cache_bytes(model: ModelSpec, workload: Workload, element_bytes: int) -> int:
@@ -93,7 +96,8 @@ def workspace_bytes(
     """Message buffers, and what is alive while a micro-batch is worked on: the larger of the two phases.
 
     `prefill_size` and `decode_size` are sequences per micro-batch (η, ξ); `dequantises` says whether the stage has
-    a quantised layer, whose largest Linear is unpacked into a buffer.
+    a quantised decoder layer or head, which is unpacked into a buffer. What a quantised embedding looks up is less
+    than a decoder layer's activations.
     """
     shared = dequantise_bytes(model, element_bytes) if dequantises else 0
     if has_neighbours:
@@ -117,14 +121,16 @@ def workspace_bytes(
 
 
 def dequantise_bytes(model: ModelSpec, element_bytes: int) -> int:
-    """What a stage with a quantised layer has besides: its largest Linear dequantised, and a block on its way there."""
+    """What a stage with a quantised decoder layer or head has besides: the largest Linear dequantised, or as much of
+    the head as is multiplied at once, and a block on its way there."""
 
     def of(linear: Linear) -> int:
         weights = linear.out_features * linear.in_features
         block = min(max(DEQUANTISE_BLOCK_WEIGHTS[element_bytes], 32 * linear.out_features), weights)
         return weights * element_bytes + block * BLOCK_BYTES
 
-    return max(map(of, model.linears.values()))
+    head_block = Linear(model.head_block_rows, model.embedding_size, False)
+    return max(map(of, (*model.linears.values(), head_block)))
 
 
 def stage_memory(
@@ -135,12 +141,12 @@ def stage_memory(
     decoder_choices: Sequence[Choice],
     element_bytes: int,
     *,
-    is_first: bool,
-    is_last: bool,
+    embedding: Choice | None,
+    head: Choice | None,
 ) -> StageMemory:
-    """A stage with these decoder layers, and with the embedding or the head where it is first or last."""
+    """A stage with these decoder layers, and with the embedding or the head where it is not None."""
     weights = sum(decoder_layer_bytes(model, choice, element_bytes) for choice in decoder_choices)
-    weights += end_layer_bytes(model, is_first, is_last, element_bytes)
+    weights += end_layer_bytes(model, embedding, head, element_bytes)
     kv_cache = len(decoder_choices) * kv_cache_bytes(model, workload, element_bytes)
     workspace = workspace_bytes(
         model,
@@ -148,9 +154,9 @@ def stage_memory(
         prefill_size,
         decode_size,
         element_bytes,
-        is_last=is_last,
-        has_neighbours=not (is_first and is_last),
-        dequantises=any(choice.is_quantised for choice in decoder_choices),
+        is_last=head is not None,
+        has_neighbours=embedding is None or head is None,
+        dequantises=any(choice.is_quantised for choice in (*decoder_choices, head) if choice),
     )
     return StageMemory(
         weights=weights,
@@ -169,8 +175,8 @@ def plan_memory(model: ModelSpec, plan: Plan) -> tuple[StageMemory, ...]:
             plan.decode_micro_batch_size,
             [plan.decoder_choices[layer] for layer in plan.decoder_range(stage)],
             plan.device_of(stage).element_bytes,
-            is_first=stage == 0,
-            is_last=stage == len(plan.stages) - 1,
+            embedding=plan.embedding_choice if stage == 0 else None,
+            head=plan.head_choice if stage == len(plan.stages) - 1 else None,
         )
         for stage in range(len(plan.stages))
     )

@@ -33,7 +33,9 @@ class RooflineLatency:
         self._model = model
         self._unpack_bytes = unpack_bytes
 
-    def allowed_choices(self, device: Device, choices: Iterable[Choice]) -> tuple[Choice, ...]:
+    def allowed_choices(
+        self, device: Device, choices: Iterable[Choice], kind: LayerKind = "decoder"
+    ) -> tuple[Choice, ...]:
         _rates(device)
         return tuple(choices)
 
@@ -54,15 +56,32 @@ class RooflineLatency:
             case "decoder":
                 flops, num_bytes, kernels = self._decoder(device, choice, phase, batch, input_tokens, past_tokens)
             case "embedding":
-                rows = batch * input_tokens
-                flops, num_bytes, kernels = 0, 2 * rows * self._model.hidden_size * device.element_bytes, END_KERNELS
+                flops, num_bytes, kernels = self._embedding(device, choice, phase, batch * input_tokens)
             case "head":
-                table = self._model.table_elements
-                logits = batch * self._model.vocab_size * memory.LOGIT_BYTES
-                flops, num_bytes, kernels = 2 * batch * table, table * device.element_bytes + logits, END_KERNELS
+                flops, num_bytes, kernels = self._head(device, choice, phase, batch)
         flops_per_s, bytes_per_s = _rates(device)
         busy_s = max(flops / (flops_per_s * COMPUTE_SHARE), num_bytes / (bytes_per_s * BANDWIDTH_SHARE))
         return (busy_s + kernels * KERNEL_S) * device.slowdown
+
+    def _embedding(self, device: Device, choice: Choice, phase: Phase, rows: int) -> tuple[float, float, int]:
+        """FLOPs, bytes and kernels; only the rows that are looked up are dequantised."""
+        num_bytes: float = 2 * rows * self._model.hidden_size * device.element_bytes
+        if not choice.is_quantised:
+            return 0, num_bytes, END_KERNELS
+        unpacked = rows * self._model.embedding_size * self._unpack_bytes[phase]
+        return 0, num_bytes + unpacked, END_KERNELS + UNPACK_KERNELS
+
+    def _head(self, device: Device, choice: Choice, phase: Phase, rows: int) -> tuple[float, float, int]:
+        """FLOPs, bytes and kernels; a quantised head is dequantised block by block."""
+        model = self._model
+        weights = model.table.out_features * model.table.in_features
+        num_bytes: float = memory.linear_bytes(model.table, choice, device.element_bytes)
+        num_bytes += rows * model.vocab_size * memory.LOGIT_BYTES
+        if not choice.is_quantised:
+            return 2 * rows * weights, num_bytes, END_KERNELS
+        blocks = -(-model.vocab_size // model.head_block_rows)
+        unpacked = weights * self._unpack_bytes[phase]
+        return 2 * rows * weights, num_bytes + unpacked, END_KERNELS + UNPACK_KERNELS * blocks
 
     def _decoder(
         self, device: Device, choice: Choice, phase: Phase, batch: int, input_tokens: int, past_tokens: int

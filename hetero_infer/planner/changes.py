@@ -161,7 +161,7 @@ class PlanChanges:
         return self.request.sensitivity.of(layer, choice)
 
     def _omega(self, plan: Plan) -> float:
-        return sum(self._loss(layer, choice) for layer, choice in enumerate(plan.decoder_choices))
+        return self.request.sensitivity.total(plan.layer_choices)
 
     def _missing_bytes(self, plan: Plan, stage: int) -> int:
         return _used_bytes(self.request, plan)[stage] - self.costs.devices[stage].memory_bytes

@@ -4,10 +4,9 @@ import math
 
 from hetero_infer.cost.memory import plan_memory
 from hetero_infer.planner.problem import QUALITY_TOLERANCE
-from hetero_infer.spec.choice import UNQUANTISED
 from hetero_infer.spec.model import ModelSpec
 from hetero_infer.spec.plan import Plan
-from hetero_infer.spec.sensitivity import SensitivityTable
+from hetero_infer.spec.sensitivity import ENDS, SensitivityTable
 
 MIB = 2**20
 
@@ -23,21 +22,12 @@ def check_plan(plan: Plan, model: ModelSpec, sensitivity: SensitivityTable) -> l
 
 def fit_violations(plan: Plan, model: ModelSpec) -> list[str]:
     """What keeps a plan from running at all, whatever it does to the quality."""
-    return [*_end_violations(plan), *_position_violations(plan, model), *_memory_violations(plan, model)]
+    return [*_position_violations(plan, model), *_memory_violations(plan, model)]
 
 
 def missing_mib(num_bytes: float) -> str:
     """MiB with one decimal, rounded up: adding them is enough."""
     return f"{math.ceil(num_bytes / MIB * 10) / 10:.1f} MiB"
-
-
-def _end_violations(plan: Plan) -> list[str]:
-    ends = {"embedding": plan.layer_choices[0], "head": plan.layer_choices[-1]}
-    return [
-        f"the {kind} has {choice} bits; only 16 bits is implemented for it"
-        for kind, choice in ends.items()
-        if choice != UNQUANTISED
-    ]
 
 
 def _position_violations(plan: Plan, model: ModelSpec) -> list[str]:
@@ -70,9 +60,16 @@ def _quality_violations(plan: Plan, sensitivity: SensitivityTable) -> list[str]:
     unknown = {choice for choice in plan.decoder_choices if choice not in sensitivity.choices}
     if unknown:
         return [f"the sensitivity table has no {choice} bits; take a choice it has" for choice in sorted(unknown)]
+    ends = zip(ENDS, (plan.embedding_choice, plan.head_choice), strict=True)
+    unknown_ends = [(kind, choice) for kind, choice in ends if choice not in sensitivity.of_kind(kind)]
+    if unknown_ends:
+        return [
+            f"the sensitivity table has no {kind} at {choice} bits; take a choice it has"
+            for kind, choice in unknown_ends
+        ]
     if plan.quality is None:
         return []
-    loss = math.fsum(sensitivity.of(layer, choice) for layer, choice in enumerate(plan.decoder_choices))
+    loss = sensitivity.total(plan.layer_choices)
     limit, largest = plan.quality.limit, max(max(row) for row in sensitivity.omega)
     if loss <= limit + QUALITY_TOLERANCE * largest:
         return []

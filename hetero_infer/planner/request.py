@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from hetero_infer.cost.latency import LatencyModel
-from hetero_infer.spec.choice import Choice
+from hetero_infer.spec.choice import UNQUANTISED, Choice
 from hetero_infer.spec.cluster import Cluster
 from hetero_infer.spec.errors import InputError
 from hetero_infer.spec.model import ModelSpec
-from hetero_infer.spec.sensitivity import SensitivityTable
+from hetero_infer.spec.sensitivity import ENDS, EndKind, SensitivityTable
 from hetero_infer.spec.workload import Workload
 
 
@@ -29,6 +29,8 @@ class PlanRequest:
     choices: tuple[Choice, ...]
     omega_limit: float
     max_perplexity_increase: float
+    embedding_choices: tuple[Choice, ...] = (UNQUANTISED,)
+    head_choices: tuple[Choice, ...] = (UNQUANTISED,)
 
     def __post_init__(self) -> None:
         devices, layers = len(self.cluster.devices), self.model.num_hidden_layers
@@ -47,5 +49,15 @@ class PlanRequest:
                 f"the sensitivity table lacks {', '.join(missing)} bits; "
                 "run 'hetero-infer sensitivity' again or take them out of [quality] choices"
             )
+        for kind in ENDS:
+            missing = [str(choice) for choice in self.end_choices(kind) if choice not in self.sensitivity.of_kind(kind)]
+            if missing:
+                raise InputError(
+                    f"the sensitivity table lacks the {kind} at {', '.join(missing)} bits; "
+                    f"run 'hetero-infer sensitivity' again or take them out of [quality] {kind}"
+                )
         if not self.omega_limit >= 0:
             raise InputError(f"the quality limit Ω = {self.omega_limit} must be at least 0")
+
+    def end_choices(self, kind: EndKind) -> tuple[Choice, ...]:
+        return self.embedding_choices if kind == "embedding" else self.head_choices

@@ -6,7 +6,7 @@ from hetero_infer.cost.memory import plan_memory
 from hetero_infer.planner.check import missing_mib
 from hetero_infer.planner.estimate import estimate_plan
 from hetero_infer.planner.request import PlanRequest
-from hetero_infer.spec.choice import DEFAULT_GROUP_SIZE, UNQUANTISED, Choice
+from hetero_infer.spec.choice import DEFAULT_GROUP_SIZE, Choice
 from hetero_infer.spec.plan import Plan, StagePlan
 
 
@@ -19,7 +19,9 @@ def uniform_plan(plan: Plan, choice: Choice) -> Plan:
         stages=tuple(
             StagePlan(
                 old.device,
-                (UNQUANTISED,) * (stage == 0) + (choice,) * count + (UNQUANTISED,) * (stage == stages - 1),
+                (plan.embedding_choice,) * (stage == 0)
+                + (choice,) * count
+                + (plan.head_choice,) * (stage == stages - 1),
             )
             for stage, (old, count) in enumerate(zip(plan.stages, counts, strict=True))
         ),
@@ -60,7 +62,7 @@ def _obstacle(request: PlanRequest, plan: Plan) -> str | None:
             return f"lacks {missing_mib(memory.total - device.memory_bytes)} on {device.name}"
         if not set(plan.decoder_choices) <= set(request.latency.allowed_choices(device, request.choices)):
             return f"is not measured on a {device.type}"
-    loss = sum(request.sensitivity.of(layer, choice) for layer, choice in enumerate(plan.decoder_choices))
+    loss = request.sensitivity.total(plan.layer_choices)
     if loss > request.omega_limit:
         return f"loses {loss:.3f} of {request.omega_limit:.3f} {request.sensitivity.unit}"
     return None

@@ -3,12 +3,12 @@
 import difflib
 import os
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from hetero_infer.spec.choice import Choice
+from hetero_infer.spec.choice import BITWIDTHS, Choice
 from hetero_infer.spec.cluster import Cluster, Link
 from hetero_infer.spec.errors import InputError, located
 from hetero_infer.spec.fields import kinds_of, nearest, read_value
@@ -20,6 +20,7 @@ from hetero_infer.spec.workload import Workload
 MODEL_FILES = ("config.json", "generation_config.json", "model.safetensors", *TOKENIZER_FILES)
 DEMO_MODEL = Path(__file__).parent.parent / "demo"
 DEFAULT_LINK = {"alpha_s": 1e-4, "bytes_per_s": 1e9}
+DECODER_BITS, END_BITS = BITWIDTHS, (16,)  # the choices where none are said
 REQUIRED = object()
 
 
@@ -37,6 +38,8 @@ class RunConfig:
     calibration_windows: int
     calibration_tokens: int
     choices: tuple[Choice, ...]
+    embedding_choices: tuple[Choice, ...]
+    head_choices: tuple[Choice, ...]
     sensitivity: Path
     checkpoint: Path
     plan: Path
@@ -86,7 +89,9 @@ class RunConfig:
             calibration=Path(reader.take("quality", "calibration", str, str(model_folder / "calibration.txt"))),
             calibration_windows=reader.take("quality", "calibration_windows", int, 32),
             calibration_tokens=reader.take("quality", "calibration_tokens", int, 256),
-            choices=reader.choices("quality", "choices"),
+            choices=reader.choices("quality", "choices", DECODER_BITS),
+            embedding_choices=reader.choices("quality", "embedding", END_BITS),
+            head_choices=reader.choices("quality", "head", END_BITS),
             sensitivity=Path(reader.take("quality", "sensitivity", str, str(work / "sensitivity.json"))),
             checkpoint=Path(reader.take("paths", "checkpoint", str, str(work / "checkpoint"))),
             plan=Path(reader.take("paths", "plan", str, str(work / "plan.json"))),
@@ -152,8 +157,8 @@ class _Reader:
             raise InputError(f"{self.where}: [{table}] {key} = {value!r} has a null character in it")
         return value
 
-    def choices(self, table: str, key: str) -> tuple[Choice, ...]:
-        entries = self.take(table, key, list, [{"bits": bits} for bits in (3, 4, 8, 16)])
+    def choices(self, table: str, key: str, default_bits: Iterable[int]) -> tuple[Choice, ...]:
+        entries = self.take(table, key, list, [{"bits": bits} for bits in default_bits])
         if not entries:
             raise InputError(f"{self.where}: [{table}] {key} is empty; allow at least {{bits = 16}}")
         choices = [Choice.from_json(entry, f"{self.where}: [{table}] {key}[{k}]") for k, entry in enumerate(entries)]

@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple
 from hetero_infer.spec.errors import InputError
 
 MOST_LAYERS = 4096
+ZEROS_PER_BLOCK = 32  # of a packed Linear lie in whole words
 # A model folder with none of them has no tokenizer.
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -171,9 +172,16 @@ class ModelSpec:
         return sum(self.norm.elements(size) for part, size in sizes.items() if self.has(part))
 
     @property
-    def table_elements(self) -> int:
-        """Of the token embedding, and of the head's matrix."""
-        return self.vocab_size * self.embedding_size
+    def table(self) -> Linear:
+        """The shape of the token embedding, and of the head's matrix."""
+        return Linear(self.vocab_size, self.embedding_size, False)
+
+    @property
+    def head_block_rows(self) -> int:
+        """Rows of a quantised head's matrix that are dequantised at once: about as many weights as `mlp.up_proj` has,
+        in whole blocks of packed zeros."""
+        rows = self.intermediate_size * self.hidden_size // max(self.hidden_size, self.embedding_size)
+        return min(max(ZEROS_PER_BLOCK, rows // ZEROS_PER_BLOCK * ZEROS_PER_BLOCK), self.vocab_size)
 
     @property
     def embedding_elements(self) -> int:

@@ -140,6 +140,14 @@ class Plan:
         return self.layer_choices[1:-1]
 
     @property
+    def embedding_choice(self) -> Choice:
+        return self.layer_choices[0]
+
+    @property
+    def head_choice(self) -> Choice:
+        return self.layer_choices[-1]
+
+    @property
     def decision_digest(self) -> str:
         """Of stages and micro-batches."""
         stages = [[stage.device, *map(str, stage.layers)] for stage in self.stages]

@@ -82,6 +82,15 @@ def test_a_choice_without_rows_in_both_phases_is_not_allowed() -> None:
     assert latency.allowed_choices(CPU, (FOUR, UNQUANTISED)) == (FOUR,)
 
 
+def test_a_head_has_choices_of_its_own() -> None:
+    head = [replace(r, model="tiny#head", bits=8) for r in ROWS]
+    latency = ProfiledLatency(ProfileTable((*ROWS, *head)), "tiny")
+    eight = Choice(8, 64)
+    assert latency.allowed_choices(CPU, (FOUR, eight)) == (FOUR,)
+    assert latency.allowed_choices(CPU, (FOUR, eight), "head") == (eight,)
+    assert latency.allowed_choices(CPU, (FOUR, eight), "embedding") == ()
+
+
 def test_a_device_type_without_rows_is_named_with_the_way_out() -> None:
     with pytest.raises(InputError, match=r"t4.*hetero-infer measure"):
         LATENCY.allowed_choices(Device("a", 0, "t4", 2**30), (FOUR,))

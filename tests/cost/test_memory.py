@@ -9,6 +9,7 @@ from hetero_infer.cost.memory import (
     ATTENTION_BLOCK_TOKENS,
     DEQUANTISE_BLOCK_WEIGHTS,
     decoder_layer_bytes,
+    dequantise_bytes,
     end_layer_bytes,
     kv_cache_bytes,
     linear_bytes,
@@ -64,11 +65,21 @@ def test_a_decoder_layer_is_its_linears_and_its_norms() -> None:
 def test_tied_weights_count_once_only_where_embedding_and_head_stand_together() -> None:
     table, norm = 100 * 64 * 4, 64 * 4
     tied = replace(MODEL, tie_word_embeddings=True)
-    assert end_layer_bytes(tied, True, True, 4) == table + norm
-    assert end_layer_bytes(MODEL, True, True, 4) == 2 * table + norm
-    assert end_layer_bytes(tied, True, False, 4) == table
-    assert end_layer_bytes(tied, False, True, 4) == table + norm
-    assert end_layer_bytes(tied, False, False, 4) == 0
+    assert end_layer_bytes(tied, UNQUANTISED, UNQUANTISED, 4) == table + norm
+    assert end_layer_bytes(MODEL, UNQUANTISED, UNQUANTISED, 4) == 2 * table + norm
+    assert end_layer_bytes(tied, UNQUANTISED, None, 4) == table
+    assert end_layer_bytes(tied, None, UNQUANTISED, 4) == table + norm
+    assert end_layer_bytes(tied, None, None, 4) == 0
+
+
+def test_a_quantised_end_is_a_tensor_of_its_own_also_where_weights_are_tied() -> None:
+    table, norm, eight = 100 * 64 * 4, 64 * 4, Choice(8, 64)
+    quantised = linear_bytes(Linear(100, 64, False), eight, 4)
+    tied = replace(MODEL, tie_word_embeddings=True)
+    for model in (tied, MODEL):
+        assert end_layer_bytes(model, UNQUANTISED, eight, 4) == table + quantised + norm
+        assert end_layer_bytes(model, eight, UNQUANTISED, 4) == table + quantised + norm
+        assert end_layer_bytes(model, eight, eight, 4) == 2 * quantised + norm
 
 
 def test_the_kv_cache_has_a_slot_per_sequence_in_whole_blocks_of_64_tokens() -> None:
@@ -104,8 +115,8 @@ def test_the_workspace_is_that_of_the_larger_phase() -> None:
 
 def test_a_stage_is_the_sum_of_its_layers_and_only_pays_for_dequantising_what_is_quantised() -> None:
     four = Choice(4, 64)
-    plain = stage_memory(MODEL, WORKLOAD, 3, 2, [UNQUANTISED] * 2, 4, is_first=True, is_last=False)
-    mixed = stage_memory(MODEL, WORKLOAD, 3, 2, [UNQUANTISED, four], 4, is_first=True, is_last=False)
+    plain = stage_memory(MODEL, WORKLOAD, 3, 2, [UNQUANTISED] * 2, 4, embedding=UNQUANTISED, head=None)
+    mixed = stage_memory(MODEL, WORKLOAD, 3, 2, [UNQUANTISED, four], 4, embedding=UNQUANTISED, head=None)
     assert plain.weights == 2 * decoder_layer_bytes(MODEL, UNQUANTISED, 4) + 100 * 64 * 4
     assert plain.weights - mixed.weights == decoder_layer_bytes(MODEL, UNQUANTISED, 4) - decoder_layer_bytes(
         MODEL, four, 4
@@ -130,6 +141,27 @@ def test_a_stage_with_a_quantised_layer_has_the_buffer() -> None:
     assert buffer - without == 96 * 64 * (4 + 12)
 
 
+@pytest.mark.parametrize(("head", "embedding", "extra"), [(8, 16, 96 * 64 * (4 + 12)), (16, 8, 0)])
+def test_a_quantised_head_needs_the_buffer_and_a_quantised_embedding_does_not(
+    head: int, embedding: int, extra: int
+) -> None:
+    def workspace(embedding: Choice, head: Choice) -> int:
+        stage = stage_memory(MODEL, WORKLOAD, 3, 2, [UNQUANTISED], 4, embedding=embedding, head=head)
+        return without_margin(stage.total) - stage.weights - stage.kv_cache
+
+    of = {8: Choice(8, 64), 16: UNQUANTISED}
+    assert workspace(of[embedding], of[head]) - workspace(UNQUANTISED, UNQUANTISED) == extra
+
+
+@pytest.mark.parametrize("config", FAMILIES, ids=lambda config: config["model_type"])
+def test_a_head_of_any_vocabulary_takes_no_larger_buffer_than_a_decoder_layer(config: dict[str, object]) -> None:
+    spec = ModelSpec.from_config(config | {"vocab_size": 1000}, "here")
+    assert spec.head_block_rows % 32 == 0
+    most = max(linear.out_features * linear.in_features for linear in spec.linears.values())
+    assert spec.head_block_rows * spec.embedding_size <= most
+    assert dequantise_bytes(spec, 4) == dequantise_bytes(replace(spec, vocab_size=10**6), 4)
+
+
 def test_the_blocks_are_those_of_the_runtime() -> None:
     assert {4: BLOCK_WEIGHTS["cpu"], 2: BLOCK_WEIGHTS["cuda"]} == DEQUANTISE_BLOCK_WEIGHTS
     assert ATTENTION_BLOCK_TOKENS == QUERY_BLOCK
@@ -151,7 +183,7 @@ def test_every_family_takes_the_bytes_that_its_modules_have(
     with torch.device("meta"):
         layer, first, last = decoders[0].build(choice), embedding.build(UNQUANTISED), head.build(UNQUANTISED)
     assert decoder_layer_bytes(spec, choice, element_bytes) == num_bytes(layer)
-    assert end_layer_bytes(spec, True, False, element_bytes) == num_bytes(first)
-    assert end_layer_bytes(spec, False, True, element_bytes) == num_bytes(last)
-    shared = spec.table_elements * element_bytes if spec.tie_word_embeddings else 0
-    assert end_layer_bytes(spec, True, True, element_bytes) == num_bytes(first) + num_bytes(last) - shared
+    assert end_layer_bytes(spec, UNQUANTISED, None, element_bytes) == num_bytes(first)
+    assert end_layer_bytes(spec, None, UNQUANTISED, element_bytes) == num_bytes(last)
+    shared = spec.vocab_size * spec.embedding_size * element_bytes if spec.tie_word_embeddings else 0
+    assert end_layer_bytes(spec, UNQUANTISED, UNQUANTISED, element_bytes) == num_bytes(first) + num_bytes(last) - shared

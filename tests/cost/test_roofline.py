@@ -5,11 +5,12 @@ from dataclasses import replace
 import pytest
 
 from hetero_infer.cost import roofline
-from hetero_infer.cost.latency import SPEC_SHEET, MeasuredElseSpecSheet, ProfiledLatency, Source
-from hetero_infer.cost.memory import decoder_layer_bytes
+from hetero_infer.cost.latency import SPEC_SHEET, LayerKind, MeasuredElseSpecSheet, ProfiledLatency, Source
+from hetero_infer.cost.memory import decoder_layer_bytes, linear_bytes
 from hetero_infer.cost.roofline import RooflineLatency
 from hetero_infer.spec import UNQUANTISED, Choice, Device, InputError, ModelSpec, Phase, ProfileRow, ProfileTable
 from hetero_infer.spec.gpu_type import GPU_TYPES
+from hetero_infer.spec.model import Linear
 
 LLAMA_7B = {
     "model_type": "llama",
@@ -83,6 +84,22 @@ def test_embedding_and_head_by_hand() -> None:
     assert head == LATENCY.layer_seconds(T4, "head", UNQUANTISED, Phase.PREFILL, 8, 512, 0), "the newest rows only"
     embedding = LATENCY.layer_seconds(T4, "embedding", UNQUANTISED, Phase.PREFILL, 2, 512, 0)
     assert embedding == pytest.approx(2 * 1024 * 4096 * 2 / 240e9 + launch_s, rel=1e-6)
+
+
+def test_quantised_ends_read_codes_and_unpack_what_they_use() -> None:
+    """All of the head, and of the embedding the rows that are looked up."""
+
+    def more_s(kind: LayerKind, choice: Choice) -> float:
+        return LATENCY.layer_seconds(T4, kind, choice, Phase.DECODE, 8, 1, 99) - LATENCY.layer_seconds(
+            T4, kind, UNQUANTISED, Phase.DECODE, 8, 1, 99
+        )
+
+    table, blocks = Linear(32000, 4096, False), 3  # of the 11008 rows that the MLP's largest Linear has
+    saved = linear_bytes(table, UNQUANTISED, 2) - linear_bytes(table, FOUR, 2)
+    unpacked = 32000 * 4096 * roofline.UNPACK_BYTES[Phase.DECODE]
+    assert more_s("head", FOUR) == pytest.approx((unpacked - saved) / 240e9 + 10 * blocks * roofline.KERNEL_S)
+    looked_up = 8 * 4096 * roofline.UNPACK_BYTES[Phase.DECODE]
+    assert more_s("embedding", FOUR) == pytest.approx(looked_up / 240e9 + 10 * roofline.KERNEL_S)
 
 
 def test_slowdown_and_threads_count() -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from functools import cache
 
 from hetero_infer.cost import memory
-from hetero_infer.cost.latency import Source
+from hetero_infer.cost.latency import LayerKind, Source
 from hetero_infer.planner.request import PlanRequest
 from hetero_infer.spec import (
     UNQUANTISED,
@@ -37,7 +37,9 @@ class RandomLatency:
     seed: int
     refused: frozenset[tuple[str, Choice]] = field(default_factory=frozenset)
 
-    def allowed_choices(self, device: Device, choices: Iterable[Choice]) -> tuple[Choice, ...]:
+    def allowed_choices(
+        self, device: Device, choices: Iterable[Choice], kind: LayerKind = "decoder"
+    ) -> tuple[Choice, ...]:
         return tuple(choice for choice in choices if (device.type, choice) not in self.refused)
 
     def layer_seconds(
@@ -107,8 +109,8 @@ def _device(
             workload.batch_size,
             [choice] * layers,
             element_bytes,
-            is_first=slot == 0,
-            is_last=slot == num_devices - 1,
+            embedding=UNQUANTISED if slot == 0 else None,
+            head=UNQUANTISED if slot == num_devices - 1 else None,
         ).total
         for choice in (choices[0], choices[-1])
     ]
@@ -166,7 +168,7 @@ def _stage_seconds(request: PlanRequest, prefill_size: int, decode_size: int):  
         allowed = request.latency.allowed_choices(device, request.choices)
         if any(choice not in allowed for choice in layers):
             return None
-        ends = {"is_first": stage == 0, "is_last": stage == last}
+        ends = {"embedding": UNQUANTISED if stage == 0 else None, "head": UNQUANTISED if stage == last else None}
         sizes = (model, workload, prefill_size, decode_size)
         used = memory.stage_memory(*sizes, layers, device.element_bytes, **ends)
         if used.total > device.memory_bytes:

@@ -6,7 +6,7 @@ import pytest
 
 from hetero_infer.planner.check import check_plan
 from hetero_infer.planner.search import find_plan
-from hetero_infer.spec import UNQUANTISED, Plan
+from hetero_infer.spec import UNQUANTISED, Choice, Plan
 
 from .instances import FOUR, PlanRequest, random_request
 
@@ -60,10 +60,24 @@ def test_a_choice_without_an_indicator_is_said(plan: Plan, request_: PlanRequest
     assert any("no 4g96 bits" in sentence for sentence in violations(edited, request_))
 
 
-def test_a_quantised_head_is_refused(plan: Plan, request_: PlanRequest) -> None:
+def with_head(plan: Plan, choice: Choice) -> Plan:
     last = plan.stages[-1]
-    edited = replace(plan, stages=(*plan.stages[:-1], replace(last, layers=(*last.layers[:-1], FOUR))))
-    assert any(sentence.startswith("the head has 4g64 bits") for sentence in violations(edited, request_))
+    return replace(plan, stages=(*plan.stages[:-1], replace(last, layers=(*last.layers[:-1], choice))))
+
+
+def test_an_end_without_an_indicator_is_said(plan: Plan, request_: PlanRequest) -> None:
+    (sentence,) = violations(with_head(plan, FOUR), request_)
+    assert sentence.startswith("the sensitivity table has no head at 4g64 bits")
+
+
+def test_what_an_end_loses_counts(plan: Plan, request_: PlanRequest) -> None:
+    assert plan.quality
+    left = plan.quality.limit - plan.quality.predicted
+    for loss, is_too_much in ((left / 2, False), (left + 1e-3, True)):
+        ends = {UNQUANTISED: 0.0, FOUR: loss}
+        request = replace(request_, sensitivity=replace(request_.sensitivity, head=ends), head_choices=tuple(ends))
+        said = violations(with_head(plan, FOUR), request)
+        assert [("over the limit" in sentence) for sentence in said] == [True] * is_too_much
 
 
 def test_a_plan_for_another_model_is_refused(plan: Plan, request_: PlanRequest) -> None:

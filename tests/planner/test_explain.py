@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 
-from hetero_infer.cost.latency import Source
+from hetero_infer.cost.latency import LayerKind, Source
 from hetero_infer.cost.memory import decoder_layer_bytes, kv_cache_bytes, plan_memory, with_margin
 from hetero_infer.cost.timeline import recurrence
 from hetero_infer.pipeline.instructions import DecodeForward, PrefillForward
@@ -50,7 +50,9 @@ class FlatLatency:
 
     per_bit_s: float = 0.0
 
-    def allowed_choices(self, device: Device, choices: Iterable[Choice]) -> tuple[Choice, ...]:
+    def allowed_choices(
+        self, device: Device, choices: Iterable[Choice], kind: LayerKind = "decoder"
+    ) -> tuple[Choice, ...]:
         return tuple(choices)
 
     def layer_seconds(

@@ -29,6 +29,7 @@ def test_the_least_that_must_be_said_is_enough(tmp_path: Path) -> None:
     config = load(LEAST, tmp_path)
     assert (config.model, config.hostfile, config.workload) == (Path("my-model"), Path("hosts"), Workload(8, 64, 32))
     assert config.choices == tuple(Choice(bits, 0 if bits == 16 else 64) for bits in (3, 4, 8, 16))
+    assert config.embedding_choices == config.head_choices == (Choice(16),)
     assert config.plan == Path("out/plan.json")
     assert config.calibration == Path("my-model/calibration.txt")
     assert (config.host, config.port) == ("127.0.0.1", 8000)
@@ -42,6 +43,7 @@ def test_what_is_said_is_taken(tmp_path: Path) -> None:
         max_perplexity_increase = 1
         text = "t.txt"
         choices = [{ bits = 16 }, { bits = 4, group_size = 128 }, { bits = 4 }]
+        head = [{ bits = 16 }, { bits = 8 }]
         [paths]
         work = "there"
         plan = "p.json"
@@ -56,6 +58,7 @@ def test_what_is_said_is_taken(tmp_path: Path) -> None:
     assert config.default_link == Link(0, 5e8)
     assert config.profile == Path("p.csv") and config.text == Path("t.txt") and config.plan == Path("p.json")
     assert config.choices == (Choice(4, 64), Choice(4, 128), Choice(16))  # sorted
+    assert config.head_choices == (Choice(8, 64), Choice(16)) and config.embedding_choices == (Choice(16),)
     assert config.checkpoint == Path("there/checkpoint") and config.sensitivity == Path("there/sensitivity.json")
     assert (config.max_perplexity_increase, config.planner_time_limit_s, config.planner_gap) == (1.0, 5.0, 0.01)
     assert config.port == 80
@@ -83,6 +86,7 @@ def test_the_configs_that_come_with_it_can_be_read(path: Path) -> None:
         ("[planner]\nobjective = 'sum'", "objective = 'sum'; this version plans with 'ring'"),
         ("[quality]\nmax_perplexity_increase = -1", "max_perplexity_increase = -1.0, must not be negative"),
         ("[quality]\nchoices = []", "[quality] choices is empty; allow at least {bits = 16}"),
+        ("[quality]\nhead = [{ bits = 6 }]", "[quality] head[0]: bits = 6: choose from 3, 4, 8, 16"),
         ("[quality]\nchoices = [{ bits = 5 }]", "bits = 5: choose from 3, 4, 8, 16"),
         ("[quality]\nchoices = [{ bit = 4 }]", "[quality] choices[0]: bit is not known; did you mean bits?"),
         ("[quality]\nchoices = [4]", "[quality] choices[0] = 4 is not a table of keys"),

@@ -1,5 +1,6 @@
 """Files are whole or not there; profiles, sensitivities and choices say the same after writing and reading."""
 
+import json
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -103,6 +104,40 @@ def test_a_sensitivity_table_is_the_same_after_writing_and_reading(tmp_path: Pat
     TABLE.save(tmp_path / "sensitivity.json")
     assert SensitivityTable.load(tmp_path / "sensitivity.json") == TABLE
     assert TABLE.of(1, Choice(4, 64)) == 1e-9
+
+
+def test_ends_have_indicators_of_their_own(tmp_path: Path) -> None:
+    table = replace(TABLE, embedding={Choice(8, 64): 0.25, Choice(16): 0.0}, head={Choice(3, 32): 2.0})
+    table.save(tmp_path / "sensitivity.json")
+    assert SensitivityTable.load(tmp_path / "sensitivity.json") == table
+    assert table.of_end("embedding", Choice(8, 64)) == 0.25 and table.of_end("head", Choice(3, 32)) == 2.0
+    assert table.total([Choice(8, 64), Choice(4, 64), Choice(16), Choice(3, 32)]) == 0.25 + 0.5 + 2.0
+
+
+def test_a_table_from_before_ends_had_choices_still_loads(tmp_path: Path) -> None:
+    path = tmp_path / "sensitivity.json"
+    TABLE.save(path)
+    old = {key: value for key, value in json.loads(path.read_text()).items() if key not in ("embedding", "head")}
+    path.write_text(json.dumps(old))
+    assert SensitivityTable.load(path) == TABLE
+    assert TABLE.head == TABLE.embedding == {Choice(16): 0.0}
+
+
+@pytest.mark.parametrize(
+    ("entry", "said"),
+    [
+        ({"choice": {"bits": 8}, "omega": 0.1}, "8g64 bits stand there twice"),
+        ({"choice": {"bits": 4}, "omega": -0.1}, "head at 4g64 bits = -0.1: an indicator"),
+        ({"choice": {"bits": 4}}, r"head\[1\]: omega is missing"),
+    ],
+)
+def test_an_end_that_makes_no_sense_is_refused(entry: dict[str, object], said: str, tmp_path: Path) -> None:
+    path = tmp_path / "sensitivity.json"
+    TABLE.save(path)
+    first = {"choice": {"bits": 8}, "omega": 0.0}
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"head": [first, entry]}))
+    with pytest.raises(InputError, match=said):
+        SensitivityTable.load(path)
 
 
 @pytest.mark.parametrize("omega", [((0.5,),), ((0.5, -0.1),), ((0.5, float("nan")),)])
