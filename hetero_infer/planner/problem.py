@@ -14,6 +14,7 @@ from hetero_infer.planner.request import PlanRequest
 from hetero_infer.spec.choice import Choice
 from hetero_infer.spec.cluster import Device, Link
 from hetero_infer.spec.errors import InputError
+from hetero_infer.spec.sensitivity import ENDS
 from hetero_infer.spec.workload import Phase, Workload
 
 Counts = Mapping[Choice, float]  # decoder layers of a stage, by choice
@@ -225,11 +226,18 @@ def stage_terms(
             head,
             seconds={phase: embedding_s[phase] + head_s[phase] for phase in Phase},
             num_bytes=memory.end_layer_bytes(model, embedding, head, device.element_bytes),
-            omega=request.sensitivity.of_end("embedding", embedding) + request.sensitivity.of_end("head", head),
+            omega=sum(
+                request.sensitivity.of_end(kind, choice)
+                for kind, choice in zip(ENDS, (embedding, head), strict=True)
+                if choice
+            ),
         )
 
-    embeddings = request.allowed_ends(device, "embedding") if is_first else (None,)
-    heads = request.allowed_ends(device, "head") if is_last else (None,)
+    stands = dict(zip(ENDS, (is_first, is_last), strict=True))
+    of_ends = (
+        request.latency.allowed_choices(device, request.end_choices(kind), kind) if stands[kind] else (None,)
+        for kind in ENDS
+    )
     layer_s = {choice: seconds("decoder", choice) for choice in choices}
     kv_bytes = memory.kv_cache_bytes(model, workload, device.element_bytes)
     return StageTerms(
@@ -249,5 +257,5 @@ def stage_terms(
             dequantises=False,
         ),
         dequantise_bytes=memory.dequantise_bytes(model, device.element_bytes),
-        ends=tuple(itertools.starmap(ends, itertools.product(embeddings, heads))),
+        ends=tuple(itertools.starmap(ends, itertools.product(*of_ends))),
     )
