@@ -124,7 +124,13 @@ class BranchAndBound:
         if bound_s >= self._cut_s:
             self._close(bound_s)
             return
-        node = replace(node, bound_s=bound_s, omega_price=dual.omega_price, period_share=dual.period_share)
+        node = replace(
+            node,
+            bound_s=bound_s,
+            dual_s=dual.bound_s,
+            omega_price=dual.omega_price,
+            period_share=dual.period_share,
+        )
         children = _split(space, node, dual, self._cut_s)
         if not children:
             effort.enumerated += 1
@@ -159,24 +165,34 @@ def _with_caps(space: Space, node: Node, cut_s: float) -> Node:
         return node
     caps = {}
     for phase, slope in _slopes(space, node.period_share).items():
-        most = node.floors[phase] + (cut_s - node.bound_s) / slope if slope > 0 else math.inf
+        most = node.floors[phase] + (cut_s - node.dual_s) / slope if slope > 0 else math.inf
         caps[phase] = min(node.caps[phase], most * (1 + 1e-12))
     return replace(node, caps=caps)
 
 
 def _split(space: Space, node: Node, dual: Dual, cut_s: float) -> list[Node]:
-    """In the phase where the bound's plans pass the floor most, half way between. Empty where that explains little."""
-    slopes = _slopes(space, node.period_share)
-    excess = {
-        phase: sum(weight * slopes[phase] * (path.slowest[phase] - node.floors[phase]) for weight, path in dual.weights)
-        for phase in Phase
-    }
+    """In the phase where the bound undercharges its own plans most, between what it charges and what they have.
+
+    Empty where that explains little of what the bound lacks.
+    """
+    form, floors = space.objective, node.floors
+    md = form.micro_batches[DECODE]
+    excess = dict.fromkeys(Phase, 0.0)
+    for weight, path in dual.weights:
+        charged_s = dual.period_share * md * floors[DECODE] + (1 - dual.period_share) * path.passes[DECODE]
+        period_s = max(md * path.slowest[DECODE], path.passes[DECODE])
+        excess[DECODE] += weight * form.rounds * (period_s - charged_s)
+        for phase in Phase:
+            excess[phase] += weight * form.slowest[phase] * (path.slowest[phase] - floors[phase])
     phase = max(excess, key=excess.__getitem__)
-    if excess[phase] <= SPLITTING_SHARE * (cut_s - node.bound_s if math.isfinite(cut_s) else node.bound_s * 1e-3):
+    missing_s = cut_s - node.dual_s if math.isfinite(cut_s) else 1e-3 * node.dual_s
+    if excess[phase] <= SPLITTING_SHARE * missing_s:
         return []
-    highest = max(path.slowest[phase] for _, path in dual.weights)
-    middle = (node.floors[phase] + highest) / 2
-    higher = replace(
-        node, floors={**node.floors, phase: middle}, bound_s=node.bound_s + slopes[phase] * (middle - node.floors[phase])
-    )
-    return [replace(node, caps={**node.caps, phase: middle}), higher]
+    highest_s = max(path.slowest[phase] for _, path in dual.weights)
+    charged_s = floors[phase]
+    if phase is DECODE and form.rounds:  # a period below a pass is charged as the pass
+        charged_s = max(charged_s, min(highest_s * 0.999, min(path.passes[DECODE] for _, path in dual.weights) / md))
+    middle_s = (charged_s + highest_s) / 2
+    dual_s = node.dual_s + _slopes(space, node.period_share)[phase] * (middle_s - floors[phase])
+    higher = replace(node, floors={**floors, phase: middle_s}, dual_s=dual_s, bound_s=max(node.bound_s, dual_s))
+    return [replace(node, caps={**node.caps, phase: middle_s}), higher]

@@ -95,13 +95,15 @@ class Space:
 class Node:
     """No plan between `floors` and `caps` takes fewer seconds than `bound_s`.
 
-    `omega_price` and `period_share` are the prices that gave the bound: of a unit of Σω, and the share of the rounds
-    that is charged to the slowest station, the rest to the pass.
+    `dual_s` is the relaxation's own bound, which charges the slowest stations at their floors; `omega_price` and
+    `period_share` are the prices that gave it: of a unit of Σω, and the share of the rounds that is charged to the
+    slowest station, the rest to the pass.
     """
 
     floors: Mapping[Phase, float]
     caps: Mapping[Phase, float]
     bound_s: float
+    dual_s: float = 0.0
     omega_price: float = 0.0
     period_share: float = 1.0
 
