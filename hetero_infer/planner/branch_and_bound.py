@@ -16,7 +16,7 @@ from hetero_infer.planner.improve import improve
 from hetero_infer.planner.problem import omega_rows
 from hetero_infer.planner.relaxation import Dual, Relaxation
 from hetero_infer.planner.search_space import SearchSpace
-from hetero_infer.planner.space import ROOT, Node, Pipeline, Space
+from hetero_infer.planner.space import Node, Pipeline, Space
 from hetero_infer.spec.workload import Phase
 
 PREFILL, DECODE = Phase.PREFILL, Phase.DECODE
@@ -53,10 +53,12 @@ class Found:
 
 @dataclass(frozen=True, order=True)
 class _Open:
+    """`node` is None until its pair of sizes is looked into."""
+
     bound_s: float
     number: int
     sizes: tuple[int, int] = field(compare=False)
-    node: Node = field(compare=False)
+    node: Node | None = field(compare=False, default=None)
 
 
 class BranchAndBound:
@@ -104,7 +106,7 @@ class BranchAndBound:
             bound_s = fluid_bound_s(form, search_space.terms(*pair), multiplicity, omega, request.omega_limit)
             self.found.effort.pairs += 1
             if math.isfinite(bound_s):
-                heapq.heappush(self._heap, _Open(bound_s, next(self._number), pair, replace(ROOT, bound_s=bound_s)))
+                heapq.heappush(self._heap, _Open(bound_s, next(self._number), pair))
 
     def _expand(self, opened: _Open) -> None:
         sizes, effort = opened.sizes, self.found.effort
@@ -113,7 +115,7 @@ class BranchAndBound:
             effort.pairs_opened += 1
         effort.nodes += 1
         space, pool = self._spaces[sizes], self._pools.setdefault(sizes, [])
-        node = _with_caps(space, opened.node, self._cut_s)
+        node = _with_caps(space, opened.node or space.root(opened.bound_s), self._cut_s)
         relaxation = Relaxation(space, node, pool)
         if not relaxation.can_keep_quality():
             return
@@ -171,28 +173,54 @@ def _with_caps(space: Space, node: Node, cut_s: float) -> Node:
 
 
 def _split(space: Space, node: Node, dual: Dual, cut_s: float) -> list[Node]:
-    """In the phase where the bound undercharges its own plans most, between what it charges and what they have.
-
-    Empty where that explains little of what the bound lacks.
-    """
-    form, floors = space.objective, node.floors
-    md = form.micro_batches[DECODE]
-    excess = dict.fromkeys(Phase, 0.0)
-    for weight, path in dual.weights:
-        charged_s = dual.period_share * md * floors[DECODE] + (1 - dual.period_share) * path.passes[DECODE]
-        period_s = max(md * path.slowest[DECODE], path.passes[DECODE])
-        excess[DECODE] += weight * form.rounds * (period_s - charged_s)
-        for phase in Phase:
-            excess[phase] += weight * form.slowest[phase] * (path.slowest[phase] - floors[phase])
-    phase = max(excess, key=excess.__getitem__)
+    """Where the bound undercharges its own plans most. Empty where no split explains what the bound lacks."""
     missing_s = cut_s - node.dual_s if math.isfinite(cut_s) else 1e-3 * node.dual_s
-    if excess[phase] <= SPLITTING_SHARE * missing_s:
+    excess = {phase: _excess(space, node, dual, phase) for phase in Phase}
+    phase = max(excess, key=excess.__getitem__)
+    if excess[phase] < 0.5 * missing_s and (halves := _split_uses(node, dual)):
+        return halves
+    if excess[phase] > SPLITTING_SHARE * missing_s:
+        return _split_at(space, node, dual, phase)
+    return []
+
+
+def _excess(space: Space, node: Node, dual: Dual, phase: Phase) -> float:
+    """Seconds by which the bound's plans take longer than it charges them, at the slowest station of a phase."""
+    return sum(weight * _undercharged(space, node, dual, phase, path) for weight, path in dual.weights)
+
+
+def _undercharged(space: Space, node: Node, dual: Dual, phase: Phase, path: Pipeline) -> float:
+    form = space.objective
+    above_s = path.slowest[phase] - node.floors[phase]
+    seconds = form.slowest[phase] * above_s
+    if phase is DECODE:
+        share, md = dual.period_share, form.micro_batches[DECODE]
+        charged_s = share * md * node.floors[DECODE] + (1 - share) * path.passes[DECODE]
+        seconds += form.rounds * (max(md * path.slowest[DECODE], path.passes[DECODE]) - charged_s)
+    return seconds
+
+
+def _split_at(space: Space, node: Node, dual: Dual, phase: Phase) -> list[Node]:
+    """Half way between what the slowest station is charged and what it takes, of the plan most undercharged."""
+    form = space.objective
+    _, path = max(dual.weights, key=lambda one: one[0] * _undercharged(space, node, dual, phase, one[1]))
+    charged_s, taken_s = node.floors[phase], path.slowest[phase]
+    if phase is DECODE and form.rounds and form.micro_batches[DECODE] * taken_s > path.passes[DECODE]:
+        charged_s = max(charged_s, path.passes[DECODE] / form.micro_batches[DECODE])  # a shorter period is a pass
+    if taken_s - charged_s < 1e-9 * taken_s:
         return []
-    highest_s = max(path.slowest[phase] for _, path in dual.weights)
-    charged_s = floors[phase]
-    if phase is DECODE and form.rounds:  # a period below a pass is charged as the pass
-        charged_s = max(charged_s, min(highest_s * 0.999, min(path.passes[DECODE] for _, path in dual.weights) / md))
-    middle_s = (charged_s + highest_s) / 2
-    dual_s = node.dual_s + _slopes(space, node.period_share)[phase] * (middle_s - floors[phase])
-    higher = replace(node, floors={**floors, phase: middle_s}, dual_s=dual_s, bound_s=max(node.bound_s, dual_s))
+    middle_s = (charged_s + taken_s) / 2
+    dual_s = node.dual_s + _slopes(space, node.period_share)[phase] * (middle_s - node.floors[phase])
+    higher = replace(node, floors={**node.floors, phase: middle_s}, dual_s=dual_s, bound_s=max(node.bound_s, dual_s))
     return [replace(node, caps={**node.caps, phase: middle_s}), higher]
+
+
+def _split_uses(node: Node, dual: Dual) -> list[Node]:
+    """Where the bound mixes plans that use different numbers of a class of devices."""
+    for c, use in enumerate(node.uses):
+        counts = {path.num_on(c) for _, path in dual.weights}
+        if len(counts) > 1:
+            middle = min(counts) + 1
+            halves = (range(use.start, middle), range(middle, use.stop))
+            return [replace(node, uses=(*node.uses[:c], half, *node.uses[c + 1 :])) for half in halves]
+    return []

@@ -88,6 +88,7 @@ class _Walk:
         rest = float(to_go.go[used, alike, hop.stop])
         if hop.stop == paths.num_layers:
             rest = float(to_go.back[alike]) if beginning.picks else 0.0
+            rest = rest if to_go.can_end[used] else math.inf
         base = beginning.cost + arriving
         if not math.isfinite(base + rest):
             return []

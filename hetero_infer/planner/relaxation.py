@@ -49,9 +49,14 @@ class Relaxation:
 
     @property
     def pool(self) -> list[Pipeline]:
-        """Within the caps."""
-        caps = self._node.caps
-        return [pipeline for pipeline in self._pool if all(pipeline.slowest[p] <= caps[p] for p in Phase)]
+        """Those inside the node, but for its floors."""
+        node = self._node
+        return [
+            pipeline
+            for pipeline in self._pool
+            if all(pipeline.slowest[p] <= node.caps[p] for p in Phase)
+            and all(pipeline.num_on(c) in use for c, use in enumerate(node.uses))
+        ]
 
     def can_keep_quality(self) -> bool:
         """Whether any plan within the caps has Σω ≤ Ω."""
@@ -168,7 +173,7 @@ class Relaxation:
 
         send, back = wires(self._send), wires(self._back)
         for group in range(len(self._space.first_groups)):
-            yield self._space.paths.cost_to_go(stages, send, back[group])
+            yield self._space.paths.cost_to_go(stages, send, back[group], self._node.uses)
 
     def _shortest(self, prices: Prices) -> Pipeline | None:
         """The cheapest path under `prices`."""

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
 MOST_STATES = 200_000  # times layers: what a pass can look at in well under a second
 
 
@@ -59,7 +60,7 @@ class RingPaths:
         self._num_groups = max(sends_alike) + 1
         if self.num_used * self._num_groups * num_layers > 100 * MOST_STATES:
             raise TooManyStates
-        used = (np.arange(self.num_used)[:, None] // self._stride) % (np.array(multiplicity) + 1)
+        self._counts = used = (np.arange(self.num_used)[:, None] // self._stride) % (np.array(multiplicity) + 1)
         level = used.sum(axis=1)
         # By number of devices used, from most to least, and class: the states that can take another of the class.
         self._levels = [
@@ -67,23 +68,31 @@ class RingPaths:
             for count in range(sum(multiplicity) - 1, 0, -1)
         ]
 
-    def cost_to_go(self, stages: Sequence[StageCosts], send: Floats, back: Sequence[float]) -> "CostToGo":
+    def cost_to_go(
+        self, stages: Sequence[StageCosts], send: Floats, back: Sequence[float], uses: Sequence[range]
+    ) -> "CostToGo":
         """The cheapest rest of a pipeline, from every state.
 
         Args:
             stages: per class.
             send: [group, class], from the last device to the next.
             back: per group, from the last device of the pipeline to the first.
+            uses: per class, how many of its devices the whole pipeline may use.
         """
         num_layers = self.num_layers
+        fewest, most = (np.array([f(use) for use in uses]) for f in (min, max))
+        ends = ((self._counts >= fewest) & (self._counts <= most)).all(axis=1)
         go = np.full((self.num_used, self._num_groups, num_layers + 1), np.inf)
         for level in self._levels:
             for c, states in enumerate(level):
+                states = states[self._counts[states, c] < most[c]]
                 if len(states):
-                    rest = self._rest(stages[c], go[states + self._stride[c], self.sends_alike[c]], back, c)
+                    after = states + self._stride[c]
+                    last = stages[c].last + back[self.sends_alike[c]]
+                    rest = self._rest(stages[c], go[after, self.sends_alike[c]], np.where(ends[after], 0.0, np.inf), last)
                     for group in range(self._num_groups):
                         go[states, group] = np.minimum(go[states, group], rest + send[group, c])
-        return CostToGo(self, stages, send, back, go)
+        return CostToGo(self, stages, send, back, go, ends)
 
     def unused(self, used: int) -> list[int]:
         """The classes that have a device left."""
@@ -94,12 +103,11 @@ class RingPaths:
     def with_one_more(self, used: int, device_class: int) -> int:
         return used + int(self._stride[device_class])
 
-    def _rest(self, stage: StageCosts, after: Floats, back: Sequence[float], c: int) -> Floats:
-        """[states, layers]: a stage on class c, and what comes after it."""
-        num_layers = self.num_layers
-        rest = np.repeat((stage.last + back[self.sends_alike[c]])[None], len(after), axis=0)
+    def _rest(self, stage: StageCosts, after: Floats, ending: Floats, last: Floats) -> Floats:
+        """[states, layers]: a stage, and what comes after it: others, or nothing where `ending` is 0."""
+        rest = ending[:, None] + last
         for length in range(1, len(stage.middle) + 1):
-            stop = num_layers - length + 1
+            stop = self.num_layers - length + 1
             np.minimum(rest[:, :stop], stage.middle[length - 1, :stop] + after[:, length:], out=rest[:, :stop])
         return rest
 
@@ -113,14 +121,15 @@ class CostToGo:
     send: Floats
     back: Sequence[float]
     go: Floats
+    can_end: Bools
 
     def starts(self, allowed: Sequence[int]) -> Iterator[tuple[float, Hop]]:
         """The least cost of a whole pipeline, by its first stage, on a class of `allowed`."""
         paths = self.paths
         for c in allowed:
-            stage = self.stages[c]
-            yield stage.only, Hop(c, 0, paths.num_layers)
-            totals = stage.first + self.go[paths.with_one_more(0, c), paths.sends_alike[c]]
+            stage, used = self.stages[c], paths.with_one_more(0, c)
+            yield stage.only if self.can_end[used] else np.inf, Hop(c, 0, paths.num_layers)
+            totals = stage.first + self.go[used, paths.sends_alike[c]]
             stop = int(np.argmin(totals))
             yield float(totals[stop]), Hop(c, 0, stop)
 
@@ -142,11 +151,12 @@ class CostToGo:
         group, start = paths.sends_alike[hop.device_class], hop.stop
         best, found = np.inf, hop
         for c in paths.unused(used):
-            stage, after = self.stages[c], self.go[paths.with_one_more(used, c), paths.sends_alike[c]]
+            more = paths.with_one_more(used, c)
+            stage, after = self.stages[c], self.go[more, paths.sends_alike[c]]
             num_lengths = min(len(stage.middle), paths.num_layers - start)
             lengths = np.arange(1, num_lengths + 1)
             costs = stage.middle[lengths - 1, start] + after[start + lengths]
-            ending = float(stage.last[start] + self.back[paths.sends_alike[c]])
+            ending = float(stage.last[start] + self.back[paths.sends_alike[c]]) if self.can_end[more] else np.inf
             if self.send[group, c] + ending < best:
                 best, found = float(self.send[group, c] + ending), Hop(c, start, paths.num_layers)
             if num_lengths and self.send[group, c] + costs.min() < best:

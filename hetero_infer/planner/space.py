@@ -1,7 +1,7 @@
 """`Space`: all pipelines with one pair of micro-batch sizes (η, ξ), over all orders and subsets of the devices.
 
-A `Node` is a rectangle in it: the slowest prefill station and the slowest decode station of a pipeline lie between its
-floors and caps.
+A `Node` is a part of it: the slowest prefill station and the slowest decode station lie between its floors and caps,
+and the number of devices of each class is within a range.
 """
 
 import itertools
@@ -50,6 +50,28 @@ class Pipeline:
     omega: float
     seconds: float
 
+    def num_on(self, device_class: int) -> int:
+        """Stages on a class."""
+        return sum(pick.hop.device_class == device_class for pick in self.picks)
+
+
+@dataclass(frozen=True)
+class Node:
+    """No plan between `floors` and `caps`, with as many devices of each class as `uses` says, takes less than `bound_s`.
+
+    `dual_s` is the relaxation's own bound, which charges the slowest stations at their floors; `omega_price` and
+    `period_share` are the prices that gave it: of a unit of Σω, and the share of the rounds that is charged to the
+    slowest station, the rest to the pass.
+    """
+
+    uses: tuple[range, ...]
+    floors: Mapping[Phase, float]
+    caps: Mapping[Phase, float]
+    bound_s: float
+    dual_s: float = 0.0
+    omega_price: float = 0.0
+    period_share: float = 1.0
+
 
 @dataclass(frozen=True)
 class Space:
@@ -67,6 +89,11 @@ class Space:
     @property
     def is_limited(self) -> bool:
         return math.isfinite(self.omega_limit)
+
+    def root(self, bound_s: float) -> Node:
+        """All of it."""
+        uses = tuple(range(count + 1) for count in self.paths.multiplicity)
+        return Node(uses, dict.fromkeys(Phase, 0.0), dict.fromkeys(Phase, math.inf), bound_s)
 
     def keeps_quality(self, omega: float) -> bool:
         return omega <= self.omega_limit + self.omega_tolerance
@@ -89,23 +116,3 @@ class Space:
             first, last = picks[0].hop.device_class, picks[-1].hop.device_class
             group = next(g for g, classes in enumerate(self.first_groups) if first in classes)
             yield float(self.wires.back[phase][group, alike[last]])
-
-
-@dataclass(frozen=True)
-class Node:
-    """No plan between `floors` and `caps` takes fewer seconds than `bound_s`.
-
-    `dual_s` is the relaxation's own bound, which charges the slowest stations at their floors; `omega_price` and
-    `period_share` are the prices that gave it: of a unit of Σω, and the share of the rounds that is charged to the
-    slowest station, the rest to the pass.
-    """
-
-    floors: Mapping[Phase, float]
-    caps: Mapping[Phase, float]
-    bound_s: float
-    dual_s: float = 0.0
-    omega_price: float = 0.0
-    period_share: float = 1.0
-
-
-ROOT = Node(dict.fromkeys(Phase, 0.0), dict.fromkeys(Phase, math.inf), 0.0)
