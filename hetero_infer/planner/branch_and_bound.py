@@ -21,7 +21,7 @@ from hetero_infer.spec.workload import Phase
 
 PREFILL, DECODE = Phase.PREFILL, Phase.DECODE
 SPLITTING_SHARE = 0.25  # of what a bound lacks: where the floors explain less, splitting them helps no more
-MOST_STEPS = 20_000  # of an enumeration
+MOST_LABELS = 100_000  # of an enumeration
 TIE = 1e-11  # a plan that is faster by less than this share is not looked for
 
 
@@ -136,7 +136,7 @@ class BranchAndBound:
         children = _split(space, node, dual, self._cut_s)
         if not children:
             effort.enumerated += 1
-            rest = exhaust(space, relaxation, dual, self._cut_s, MOST_STEPS)
+            rest = exhaust(space, relaxation, dual, self._cut_s, MOST_LABELS)
             if rest.found:
                 self._offer(sizes, rest.found)
             if rest.is_complete:
