@@ -27,13 +27,21 @@ TIE = 1e-11  # a plan that is faster by less than this share is not looked for
 
 @dataclass
 class Effort:
-    """What was looked at and what was ruled out."""
+    """What was looked at, and what was ruled out and why."""
 
     pairs: int = 0
-    pairs_opened: int = 0
+    infeasible_pairs: int = 0
+    opened_pairs: int = 0
     nodes: int = 0
-    ruled_out: int = 0
     enumerated: int = 0
+
+    def __str__(self) -> str:
+        ruled_out = self.pairs - self.infeasible_pairs - self.opened_pairs
+        return (
+            f"{self.pairs} pairs of micro-batch sizes over all device orders and subsets: {self.infeasible_pairs} "
+            f"cannot fit, {ruled_out} ruled out by their fluid bound, {self.opened_pairs} searched in {self.nodes} "
+            f"parts, {self.enumerated} of these plan by plan"
+        )
 
 
 @dataclass
@@ -80,7 +88,6 @@ class BranchAndBound:
             opened = heapq.heappop(self._heap)
             if opened.bound_s >= self._cut_s:
                 self._close(opened.bound_s)
-                found.effort.ruled_out += 1
                 continue
             self._expand(opened)
         bounds = [self._least_closed_s, found.seconds, *(opened.bound_s for opened in self._heap)]
@@ -105,14 +112,16 @@ class BranchAndBound:
             form = search_space.objective(*pair)
             bound_s = fluid_bound_s(form, search_space.terms(*pair), multiplicity, omega, request.omega_limit)
             self.found.effort.pairs += 1
-            if math.isfinite(bound_s):
+            if math.isinf(bound_s):
+                self.found.effort.infeasible_pairs += 1
+            else:
                 heapq.heappush(self._heap, _Open(bound_s, next(self._number), pair))
 
     def _expand(self, opened: _Open) -> None:
         sizes, effort = opened.sizes, self.found.effort
         if sizes not in self._spaces:
             self._spaces[sizes] = self._space.space(*sizes)
-            effort.pairs_opened += 1
+            effort.opened_pairs += 1
         effort.nodes += 1
         space, pool = self._spaces[sizes], self._pools.setdefault(sizes, [])
         node = _with_caps(space, opened.node or space.root(opened.bound_s), self._cut_s)

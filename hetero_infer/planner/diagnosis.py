@@ -24,7 +24,7 @@ def why_infeasible(request: PlanRequest, *, time_limit_s: float) -> str:
 
 def _a_stage_cannot_hold_one_layer(problem: PlanningProblem) -> str | None:
     for j, stage in enumerate(problem.stages):
-        needed = min(stage.used_bytes({choice: 1}) for choice in stage.choices)
+        needed = min(stage.used_bytes({choice: 1}, ends) for choice in stage.choices for ends in stage.ends)
         if needed > stage.device.memory_bytes:
             return (
                 f"{_name(j, stage)} needs {missing_mib(needed)} for one decoder layer at the lowest bits and has "
@@ -42,7 +42,9 @@ def _layers_do_not_fit(problem: PlanningProblem) -> str | None:
 
     def lacks(j: int) -> int:
         stage = problem.stages[j]
-        needed = min(stage.used_bytes({choice: held[j] + missing}) for choice in stage.choices)
+        needed = min(
+            stage.used_bytes({choice: held[j] + missing}, ends) for choice in stage.choices for ends in stage.ends
+        )
         return needed - stage.device.memory_bytes
 
     cheapest = min(range(len(held)), key=lacks)

@@ -22,9 +22,7 @@ class TooManyCounts(Exception):
 class LeastOmega:
     """`counts[length]` is [rows, choices]; `omega[length]` is [starts, rows], or None without a quality limit."""
 
-    def __init__(
-        self, omega: Floats, most_layers: int, fits: Callable[[Integers], Bools], *, is_limited: bool
-    ) -> None:
+    def __init__(self, omega: Floats, most_layers: int, fits: Callable[[Integers], Bools], *, is_limited: bool) -> None:
         """Args:
         omega: [layers, choices].
         most_layers: the longest interval wanted.

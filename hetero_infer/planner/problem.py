@@ -33,8 +33,9 @@ class Ends:
     omega: float
 
     @property
-    def is_quantised(self) -> bool:
-        return any(choice is not None and choice.is_quantised for choice in (self.embedding, self.head))
+    def dequantises(self) -> bool:
+        """Into a buffer: an embedding only looks rows up."""
+        return self.head is not None and self.head.is_quantised
 
 
 @dataclass(frozen=True)
@@ -79,13 +80,13 @@ class StageTerms:
 
     def used_bytes(self, counts: Mapping[Choice, int], ends: Ends) -> int:
         """With the margin."""
-        dequantises = ends.is_quantised or any(choice.is_quantised and count for choice, count in counts.items())
+        dequantises = ends.dequantises or any(choice.is_quantised and count for choice, count in counts.items())
         layers = sum(self.layer_bytes[choice] * count for choice, count in counts.items())
         buffer = self.dequantise_bytes if dequantises else 0
         return memory.with_margin(self.workspace_bytes + ends.num_bytes + buffer + layers)
 
     def _room_for_layers(self, choice: Choice, ends: Ends) -> int:
-        buffer = self.dequantise_bytes if choice.is_quantised or ends.is_quantised else 0
+        buffer = self.dequantise_bytes if choice.is_quantised or ends.dequantises else 0
         return self.room_bytes - ends.num_bytes - buffer
 
 
@@ -188,9 +189,7 @@ def omega_rows(request: PlanRequest) -> tuple[Counts, ...]:
 def send_seconds(request: PlanRequest, link: Link, source: Device, phase: Phase, size: int) -> float:
     """A micro-batch of `size` sequences on its way to the next stage."""
     tokens = size * request.workload.prompt_tokens if phase is Phase.PREFILL else size
-    return link.seconds(
-        activation_message_bytes(phase, size, tokens, request.model.hidden_size, source.element_bytes)
-    )
+    return link.seconds(activation_message_bytes(phase, size, tokens, request.model.hidden_size, source.element_bytes))
 
 
 def return_seconds(link: Link, size: int) -> float:

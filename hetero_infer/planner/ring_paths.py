@@ -89,7 +89,9 @@ class RingPaths:
                 if len(states):
                     after = states + self._stride[c]
                     last = stages[c].last + back[self.sends_alike[c]]
-                    rest = self._rest(stages[c], go[after, self.sends_alike[c]], np.where(ends[after], 0.0, np.inf), last)
+                    rest = self._rest(
+                        stages[c], go[after, self.sends_alike[c]], np.where(ends[after], 0.0, np.inf), last
+                    )
                     for group in range(self._num_groups):
                         go[states, group] = np.minimum(go[states, group], rest + send[group, c])
         return CostToGo(self, stages, send, back, go, ends)
@@ -97,7 +99,9 @@ class RingPaths:
     def unused(self, used: int) -> list[int]:
         """The classes that have a device left."""
         return [
-            c for c in range(self.num_classes) if (used // self._stride[c]) % (self.multiplicity[c] + 1) < self.multiplicity[c]
+            c
+            for c in range(self.num_classes)
+            if (used // self._stride[c]) % (self.multiplicity[c] + 1) < self.multiplicity[c]
         ]
 
     def with_one_more(self, used: int, device_class: int) -> int:

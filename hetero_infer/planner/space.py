@@ -16,7 +16,6 @@ from hetero_infer.planner.stage_options import StageOptions
 from hetero_infer.spec.workload import Phase
 
 
-
 @dataclass(frozen=True)
 class Wires:
     """Seconds of the links: `send[phase][group, class]`, and `back[phase][first group, group]` to the first stage.

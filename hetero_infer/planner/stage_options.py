@@ -53,7 +53,9 @@ class CountTables:
         }
         self.lengths = [length for length, mask in kept.items() if mask.any()]
         self.omega = {
-            length: None if (table := least_omega.omega[length]) is None else np.ascontiguousarray(table[:, kept[length]])
+            length: None
+            if (table := least_omega.omega[length]) is None
+            else np.ascontiguousarray(table[:, kept[length]])
             for length in self.lengths
         }
         rows = [least_omega.counts[length][kept[length]] for length in self.lengths]
@@ -85,7 +87,7 @@ class CountTables:
 
     def fits(self, terms: StageTerms, ends: Ends) -> Bools:
         """Flat: whether the layers fit beside these ends."""
-        buffer = np.where(self.quantises | ends.is_quantised, terms.dequantise_bytes, 0)
+        buffer = np.where(self.quantises | ends.dequantises, terms.dequantise_bytes, 0)
         return np.asarray(self.layer_bytes + buffer <= terms.room_bytes - ends.num_bytes)
 
 
@@ -96,7 +98,7 @@ def fitting(rows: Integers, choices: Sequence[Choice], terms: StageTerms) -> Boo
     num_bytes = rows @ _per_choice(terms.layer_bytes, choices, 0).astype(np.int64)
     fits = np.zeros(len(rows), dtype=bool)
     for ends in terms.ends:
-        buffer = np.where((rows[:, quantised].sum(axis=1) > 0) | ends.is_quantised, terms.dequantise_bytes, 0)
+        buffer = np.where((rows[:, quantised].sum(axis=1) > 0) | ends.dequantises, terms.dequantise_bytes, 0)
         fits |= num_bytes + buffer <= terms.room_bytes - ends.num_bytes
     return np.asarray(fits & (rows[:, ~allowed].sum(axis=1) == 0))
 
@@ -139,7 +141,7 @@ class IntervalOptions:
     omega: Floats
 
     def costs(self, prices: Prices) -> Floats:
-        return sum((prices.seconds[phase] * self.seconds[phase] for phase in Phase), prices.omega * self.omega)
+        return _total(prices, self.seconds) + prices.omega * self.omega
 
 
 class Selection:
@@ -164,7 +166,7 @@ class Selection:
         """The cheapest option of every interval."""
         tables = self._options.tables
         num_layers = tables.num_layers
-        layers = sum(prices.seconds[phase] * self._options.layers_s[phase] for phase in Phase)
+        layers = _total(prices, self._options.layers_s)
         middle = np.full((max(self._rows, default=0), num_layers + 1), np.inf)
         for length, rows in self._rows.items():
             costs = layers[tables.slices[length]][rows]
@@ -197,7 +199,9 @@ class Selection:
         length = hop.stop - hop.start
         where = tables.slices[length]
         is_first, is_last = hop.start == 0, hop.stop == tables.num_layers
-        position: Position = "only" if is_first and is_last else "first" if is_first else "last" if is_last else "middle"
+        position: Position = (
+            "only" if is_first and is_last else "first" if is_first else "last" if is_last else "middle"
+        )
         found = [(ends, np.flatnonzero(inside[where])) for ends, inside in self._inside[position]]
         table = tables.omega[length]
         omega = np.zeros(where.stop - where.start) if table is None else table[hop.start]
@@ -206,11 +210,17 @@ class Selection:
             ends=tuple(ends for ends, _ in found),
             which_ends=np.repeat(np.arange(len(found)), [len(rows) for _, rows in found]),
             seconds={
-                phase: np.concatenate([options.layers_s[phase][where][rows] + ends.seconds[phase] for ends, rows in found])
+                phase: np.concatenate(
+                    [options.layers_s[phase][where][rows] + ends.seconds[phase] for ends, rows in found]
+                )
                 for phase in Phase
             },
             omega=np.concatenate([omega[rows] + ends.omega for ends, rows in found]),
         )
+
+
+def _total(prices: Prices, seconds: Mapping[Phase, Floats]) -> Floats:
+    return prices.seconds[Phase.PREFILL] * seconds[Phase.PREFILL] + prices.seconds[Phase.DECODE] * seconds[Phase.DECODE]
 
 
 def _end_cost(ends: Ends, prices: Prices) -> float:
