@@ -25,17 +25,20 @@ def test_what_time_did_not_reach_stays_in_the_bound(monkeypatch: pytest.MonkeyPa
     """The clock stops the search after each number of steps in turn: the bound holds, and the gap is the true one."""
     best_s = brute_force(EASY).best_s
     plans = []
-    for steps in (2, 3, 5, 9, 10_000):
+    for steps in (*range(1, 20), 10_000):
         ticks = itertools.count()
         monkeypatch.setattr(
             branch_and_bound, "clock_s", lambda ticks=ticks, steps=steps: 0.0 if next(ticks) < steps else 1e9
         )
-        plan = search.find_plan(random_request(EASY), time_limit_s=60, gap=0)
+        try:
+            plan = search.find_plan(random_request(EASY), time_limit_s=60, gap=0)
+        except HeteroInferError:  # before the first plan
+            continue
         assert plan.solver and plan.solver.bound <= best_s * (1 + 1e-9)
         assert plan.solver.objective >= best_s * (1 - 1e-9)
         assert plan.solver.gap == pytest.approx(1 - plan.solver.bound / plan.solver.objective)
         plans.append(plan)
-    assert plans[0].solver.status == "time limit" and plans[0].solver.gap > 1e-3
+    assert {plan.solver.status for plan in plans[:-1]} >= {"time limit"}
     assert plans[-1].solver.status == "optimal" and plans[-1].solver.objective == pytest.approx(best_s, rel=1e-9)
 
 
