@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hetero_infer import __version__
-from hetero_infer.spec import HeteroInferError, InputError, Link, Plan, RunConfig
+from hetero_infer.spec import Fleet, HeteroInferError, InputError, Link, RunConfig
 from hetero_infer.spec.errors import one_line
 
 
@@ -102,15 +102,17 @@ def _sensitivity(args: argparse.Namespace) -> int:
 def _plan(args: argparse.Namespace) -> int:
     from hetero_infer import prepare
     from hetero_infer.planner.uniform import why_not_uniform
-    from hetero_infer.report import based_on, labelled, plan_table
+    from hetero_infer.report import based_on, fleet_table, labelled
 
     config = RunConfig.load(args.config).writing_to("plan", args.output)
     request = prepare.request_for(config)
-    plan = prepare.plan_for(config, request, config.plan)
-    why = why_not_uniform(request, plan)
-    facts = [("based on", based_on(plan, request.cluster, request.latency)), ("uniform", why)]
-    text = "\n".join([plan_table(plan), *(labelled(*fact) for fact in facts)])
-    _show(args, plan.to_json() | {"why_not_uniform": why}, text)
+    fleet = prepare.plan_for(config, request, config.plan)
+    facts = [("based on", based_on(fleet, request.cluster, request.latency))]
+    shown = fleet.to_json()
+    if len(fleet.replicas) == 1:
+        shown["why_not_uniform"] = why_not_uniform(request, fleet.replicas[0])
+        facts.append(("uniform", shown["why_not_uniform"]))
+    _show(args, shown, "\n".join([fleet_table(fleet), *(labelled(*fact) for fact in facts)]))
     return 0
 
 
@@ -121,16 +123,17 @@ def _explain(args: argparse.Namespace) -> int:
     from hetero_infer.report import based_on, explanation_text, labelled
 
     config = RunConfig.load(args.config)
-    plan = Plan.load(args.plan)
+    fleet = Fleet.load(args.plan)
     request = prepare.request_for(config)
-    violations = check_plan(plan, request.model, request.sensitivity)
-    if violations:
-        _show(args, {"violations": violations}, "\n".join(violations))
+    violations = [check_plan(plan, request.model, request.sensitivity) for plan in fleet.replicas]
+    if any(violations):
+        _show_each(args, [({"violations": each}, "\n".join(each)) for each in violations])
         return 3
-    explanation = explain(plan, request)
-    stands_on = labelled("based on", based_on(plan, request.cluster, request.latency))
-    text = f"{explanation_text(plan, explanation)}\n{stands_on}"
-    _show(args, {"violations": [], **explanation.to_json()}, text)
+    explained = []
+    for plan in fleet.replicas:
+        explanation = explain(plan, replace(request, workload=plan.workload))
+        explained.append(({"violations": [], **explanation.to_json()}, explanation_text(plan, explanation)))
+    _show_each(args, explained, labelled("based on", based_on(fleet, request.cluster, request.latency)))
     return 0
 
 
@@ -141,18 +144,19 @@ def _check(args: argparse.Namespace) -> int:
     from hetero_infer.spec import SensitivityTable
 
     config = RunConfig.load(args.config)
-    plan = Plan.load(args.plan)
+    fleet = Fleet.load(args.plan)
     folder = ModelFolder(config.model)
-    prepare.refuse_plan_for_another(plan, args.plan, config, folder.digest)
+    prepare.refuse_plan_for_another(fleet, args.plan, config, folder.digest)
     sensitivity = SensitivityTable.load(config.sensitivity)
     if sensitivity.model_digest != folder.digest:
         raise InputError(
             f"sensitivity {config.sensitivity}: it is for the model {sensitivity.model_digest}, and {config.model} is "
             f"{folder.digest}; run 'hetero-infer sensitivity'"
         )
-    violations = check_plan(plan, folder.spec, sensitivity)
-    _show(args, {"violations": violations}, "\n".join(violations) or "the plan can run and keeps its quality limit")
-    return 3 if violations else 0
+    violations = [check_plan(plan, folder.spec, sensitivity) for plan in fleet.replicas]
+    fine = "the plan can run and keeps its quality limit"
+    _show_each(args, [({"violations": each}, "\n".join(each) or fine) for each in violations])
+    return 3 if any(violations) else 0
 
 
 def _simulate(args: argparse.Namespace) -> int:
@@ -165,21 +169,23 @@ def _simulate(args: argparse.Namespace) -> int:
     from hetero_infer.spec.files import write_atomically
 
     config = RunConfig.load(args.config)
-    plan = Plan.load(args.plan)
+    fleet = Fleet.load(args.plan)
     request = prepare.request_for(config)
-    prepare.refuse_plan_for_another(plan, args.plan, config, request.model_facts["digest"])
-    simulated = predicted(plan, "simulated")
-    timeline = rehearse(PlanCosts(plan, request.model, request.cluster, request.latency), plan)
-    if args.svg:
-        labels = [stage_label(plan, stage) for stage in range(len(plan.stages))]
-        write_atomically(args.svg, draw_gantt(timeline, labels, f"{simulated}, from the plan's costs"))
-    unit_s = timeline.makespan_s / args.rows
-    grid = draw_grid(timeline, len(plan.stages), unit_s)
-    _show(
-        args,
-        {"makespan_s": timeline.makespan_s, "events": len(timeline.events)},
-        f"{grid}\n{simulated}: {timeline.makespan_s:.3f} s, a row is {unit_s * 1e3:.1f} ms",
-    )
+    prepare.refuse_plan_for_another(fleet, args.plan, config, request.model_facts["digest"])
+    told = []
+    for number, plan in enumerate(fleet.replicas):
+        simulated = predicted(plan, "simulated")
+        timeline = rehearse(PlanCosts(plan, request.model, request.cluster, request.latency), plan)
+        if args.svg:
+            path = args.svg.with_stem(f"{args.svg.stem}-{number}") if len(fleet.replicas) > 1 else args.svg
+            labels = [stage_label(plan, stage) for stage in range(len(plan.stages))]
+            write_atomically(path, draw_gantt(timeline, labels, f"{simulated}, from the plan's costs"))
+        unit_s = timeline.makespan_s / args.rows
+        grid = draw_grid(timeline, len(plan.stages), unit_s)
+        facts = {"makespan_s": timeline.makespan_s, "events": len(timeline.events)}
+        row = f"a row is {unit_s * 1e3:.1f} ms"
+        told.append((facts, f"{grid}\n{simulated}: {timeline.makespan_s:.3f} s, {row}"))
+    _show_each(args, told)
     return 0
 
 
@@ -187,12 +193,12 @@ def _quantize(args: argparse.Namespace) -> int:
     from hetero_infer import prepare
 
     config = RunConfig.load(args.config).writing_to("checkpoint", args.output)
-    plan = Plan.load(args.plan)
-    stages = args.stages if args.stages is not None else list(range(len(plan.stages)))
-    if not set(stages) <= set(range(len(plan.stages))):
-        raise InputError(f"--stages {stages}: the plan has stages 0 to {len(plan.stages) - 1}")
+    fleet = Fleet.load(args.plan)
+    devices = args.devices or fleet.used_devices
+    if not set(devices) <= set(fleet.used_devices):
+        raise InputError(f"--devices {','.join(devices)}: the plan has stages on {', '.join(fleet.used_devices)}")
     checkpoint = config.checkpoint
-    prepare.quantise(plan, args.plan, config, checkpoint, stages, progress=not args.json)
+    prepare.quantise(fleet, args.plan, config, checkpoint, devices, progress=not args.json)
     _show(args, {"checkpoint": str(checkpoint)}, f"quantised layers are in {checkpoint}")
     return 0
 
@@ -206,21 +212,22 @@ def _evaluate(args: argparse.Namespace) -> int:
 
     config = RunConfig.load(args.config)
     folder = ModelFolder(config.model)
-    choices, shards = None, None
+    models: list[Any] = [(None, None)]
     if args.checkpoint:
         path = args.plan or config.plan
-        plan = Plan.load(path)
-        prepare.refuse_other_model(plan, path, config, folder.digest)
-        choices, shards = plan.decoder_choices, ShardStore.of_model(args.checkpoint, folder.digest)
-    model = single_process_model(folder, choices, shards)
-    found = measure_perplexity(model, folder, args.text or config.text)
-    facts = asdict(found) | {"perplexity": found.perplexity, "bits_per_byte": found.bits_per_byte}
-    _show(
-        args,
-        facts,
-        f"perplexity {found.perplexity:.4f}, {found.bits_per_byte:.4f} bits per byte "
-        f"({found.scored_tokens} tokens, windows of {found.context_tokens})",
-    )
+        fleet = Fleet.load(path)
+        prepare.refuse_other_model(fleet, path, config, folder.digest)
+        shards = ShardStore.of_model(args.checkpoint, folder.digest)
+        models = [(plan.decoder_choices, shards) for plan in fleet.replicas]
+    told = []
+    for choices_and_shards in models:
+        model = single_process_model(folder, *choices_and_shards)
+        found = measure_perplexity(model, folder, args.text or config.text)
+        facts = asdict(found) | {"perplexity": found.perplexity, "bits_per_byte": found.bits_per_byte}
+        windows = f"{found.scored_tokens} tokens, windows of {found.context_tokens}"
+        text = f"perplexity {found.perplexity:.4f}, {found.bits_per_byte:.4f} bits per byte ({windows})"
+        told.append((facts, text))
+    _show_each(args, told)
     return 0
 
 
@@ -228,6 +235,15 @@ def _show(args: argparse.Namespace, facts: dict[str, Any], text: str) -> None:
     from hetero_infer.report import encodable
 
     print(json.dumps(facts) if args.json else encodable(text, sys.stdout.encoding or "utf-8"))
+
+
+def _show_each(args: argparse.Namespace, told: list[tuple[dict[str, Any], str]], of_all: str = "") -> None:
+    """Facts and text of each replica in turn, then what is true `of_all`; of one pipeline without a heading."""
+    facts, text = told[0]
+    if len(told) > 1:
+        facts = {"replicas": [facts for facts, _ in told]}
+        text = "\n\n".join(f"replica {number}\n{text}" for number, (_, text) in enumerate(told))
+    _show(args, facts, f"{text}\n{of_all}" if of_all else text)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -264,7 +280,7 @@ def _parser() -> argparse.ArgumentParser:
     sub = verb("quantize", _quantize, "GPTQ of the layers a plan needs; those that are there are used again")
     sub.add_argument("plan", type=Path)
     sub.add_argument("-o", "--output", type=Path, help="checkpoint folder (default: as the config says)")
-    sub.add_argument("--stages", type=list_of_numbers, help="only these stages, like 0,2")
+    sub.add_argument("--devices", type=list_of_names, help="only for the stages on these, like node-a:0,node-b:2")
     sub = verb("evaluate", _evaluate, "perplexity in one process, of the plan's layers or unquantised")
     sub.add_argument("checkpoint", type=Path, nargs="?", help="checkpoint folder; without it the model is unquantised")
     sub.add_argument("--plan", type=Path, help="whose choices are evaluated (default: as the config says)")
@@ -272,11 +288,11 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def list_of_numbers(text: str) -> list[int]:  # argparse shows these two names to people
-    return [int(number) for number in text.split(",")]
+def list_of_names(text: str) -> list[str]:
+    return text.split(",")
 
 
-def positive_number(text: str) -> int:
+def positive_number(text: str) -> int:  # argparse shows this name to people
     number = int(text)
     if number < 1:
         raise ValueError(text)

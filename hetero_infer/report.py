@@ -8,8 +8,8 @@ from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
 from hetero_infer.cost.latency import SPEC_SHEET, LatencyModel
-from hetero_infer.spec import Choice, Cluster, Device, Link, Phase, Plan
-from hetero_infer.spec.plan import num_micro_batches
+from hetero_infer.spec import Choice, Cluster, Device, Fleet, Link, Phase, Plan
+from hetero_infer.spec.plan import SolverReport, num_micro_batches
 
 if TYPE_CHECKING:
     from hetero_infer.planner.explain import Explanation
@@ -23,6 +23,19 @@ BAR = {"weights": "█", "kv_cache": "▓", "workspace": "▒", "free": "░"}
 IN_ASCII = str.maketrans(
     {"█": "#", "▓": "=", "▒": "-", "░": ".", "×": "x", "–": "-", "…": "~", "≤": "<=", "Σ": "sum ", "ω": "omega"}
 )
+
+
+def fleet_table(fleet: Fleet) -> str:
+    """The table of its plan; of several, that of each, then what they are together."""
+    plans = fleet.replicas
+    if len(plans) == 1:
+        return plan_table(plans[0])
+    rate = sum(plan.estimate.tokens_per_s for plan in plans if plan.estimate)
+    facts = [("replicas", f"{len(plans)} at the same time, {fleet.workload.batch_size} sequences, {rate:.1f} tokens/s")]
+    if fleet.solver:
+        facts.append(("solver", _solver_words(fleet.solver)))
+    tables = (f"replica {number}\n{plan_table(plan)}\n" for number, plan in enumerate(plans))
+    return "\n".join([*tables, *(labelled(*fact) for fact in facts)])
 
 
 def plan_table(plan: Plan) -> str:
@@ -64,11 +77,7 @@ def plan_table(plan: Plan) -> str:
             f"loss {quality.predicted:.4f} of at most {quality.limit:.4f} {quality.unit}: perplexity "
             f"+{math.expm1(quality.predicted):.1%} predicted, +{quality.max_perplexity_increase:.1%} at most",
         ),
-        (
-            "solver",
-            f"{solver.status} in {solver.seconds:.1f} s: closed form {solver.objective:.4f} s, "
-            f"bound {solver.bound:.4f} s, gap {solver.gap:.2%} ({solver.name})",
-        ),
+        ("solver", _solver_words(solver)),
     ]
     if any("*" in row[3] for row in rows):
         facts.insert(0, ("bits", "* counted by bits; the order of the layers is in plan.json"))
@@ -110,9 +119,10 @@ def predicted(plan: Plan, done: str = "predicted") -> str:
     return f"{done} by the {SPEC_SHEET} ({', '.join(types)})" if types else done
 
 
-def based_on(plan: Plan, cluster: Cluster, latency: LatencyModel) -> str:
+def based_on(fleet: Fleet, cluster: Cluster, latency: LatencyModel) -> str:
     """What the seconds stand on: measured devices with their hold-out error, those nobody measured, the links."""
-    sources = {device.timed_as: latency.source(device) for device in map(plan.device_of, range(len(plan.stages)))}
+    used = [device for device in fleet.devices if device.name in fleet.used_devices]
+    sources = {device.timed_as: latency.source(device) for device in used}
     said = []
     for name, source in sources.items():
         off = source.holdout
@@ -196,6 +206,13 @@ def encodable(text: str, encoding: str) -> str:
     except UnicodeEncodeError:
         return text.translate(IN_ASCII).encode(encoding, "replace").decode(encoding)
     return text
+
+
+def _solver_words(solver: SolverReport) -> str:
+    return (
+        f"{solver.status} in {solver.seconds:.1f} s: closed form {solver.objective:.4f} s, "
+        f"bound {solver.bound:.4f} s, gap {solver.gap:.2%} ({solver.name})"
+    )
 
 
 def _memory_unit(plan: Plan) -> tuple[str, int]:

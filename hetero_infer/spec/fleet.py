@@ -37,9 +37,8 @@ class Fleet:
 
     def __post_init__(self) -> None:
         assert self.replicas and all(_in_common(one) == _in_common(self.replicas[0]) for one in self.replicas)
-        users = [stage.device for replica in self.replicas for stage in replica.stages]
-        for user in users:
-            if users.count(user) > 1:
+        for user in self.used_devices:
+            if self.used_devices.count(user) > 1:
                 raise InputError(f"{user} is in two pipelines; a device has at most one stage")
 
     @classmethod
@@ -84,13 +83,18 @@ class Fleet:
         replicas = (replace(one, inputs_digest=inputs_digest, decided_digest=decided) for one in self.replicas)
         return replace(self, replicas=tuple(replicas))
 
-    def seat_of(self, device: str) -> tuple[int, int] | None:
-        """Replica and stage of a device; None if no replica uses it."""
-        for number, replica in enumerate(self.replicas):
-            for stage, its in enumerate(replica.stages):
-                if its.device == device:
-                    return number, stage
-        return None
+    @property
+    def used_devices(self) -> tuple[str, ...]:
+        return tuple(stage.device for replica in self.replicas for stage in replica.stages)
+
+    def stage_on(self, device: str) -> tuple[Plan, int]:
+        """The replica that uses the device, and its stage there."""
+        return next(
+            (replica, stage)
+            for replica in self.replicas
+            for stage, its in enumerate(replica.stages)
+            if its.device == device
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Of one pipeline, its plan; of several, each has its share and its promises to itself."""

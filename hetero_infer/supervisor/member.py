@@ -65,7 +65,7 @@ class Member:
             pulse.heard()
             match message.get("command"):
                 case "prepare":
-                    self._do(self._prepare(message["plan"], message["stages"]))
+                    self._do(self._prepare(message["plan"], message["devices"]))
                 case "open_port":
                     self._do(self._open_port(message["address"]))
                 case "start":
@@ -79,12 +79,12 @@ class Member:
         say(f"rank {self._place.rank} on {self._place.host} lost rank 0 ({self._what_of_rank_0}) and stops")
         return 1
 
-    async def _prepare(self, plan: str, stages: list[int]) -> None:
+    async def _prepare(self, plan: str, devices: list[str]) -> None:
         write_atomically(self._plan, plan)
-        if stages:
+        if devices:
             folder = RunConfig.load(self._config).checkpoint
             arguments = [str(self._plan), "-c", str(self._config), "-o", str(folder)]
-            command = [*self._commands.quantize, *arguments, "--stages", ",".join(map(str, stages))]
+            command = [*self._commands.quantize, *arguments, "--devices", ",".join(devices)]
             await run_child(command, f"quantising on {self._place.host}", self._limits.terminate_s)
         self._report("prepared")
 
@@ -92,10 +92,10 @@ class Member:
         self._report("port_opened", port=_free_port(address))
 
     async def _run_worker(self, start: dict[str, Any]) -> None:
-        stage, device = start["stage"], device_from_json(start["device"])
+        device = device_from_json(start["device"])
         where = (start["address"], start["port"], start["own_address"])
-        environment = worker_environment(stage, start["num_stages"], device, *where)
-        arguments = ["--plan", str(self._plan), "--config", str(self._config), "--stage", str(stage)]
+        environment = worker_environment(start["stage"], start["num_stages"], device, *where)
+        arguments = ["--plan", str(self._plan), "--config", str(self._config), "--device", device.name]
         self._worker = await Worker.start([*self._commands.worker, *arguments], environment, self._limits)
         end = await self._worker.watch(self._coordinator.send)
         self._report(

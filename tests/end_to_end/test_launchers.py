@@ -53,7 +53,7 @@ def test_a_killed_worker_takes_the_run_with_it_and_is_named(run: Run, prepared: 
     start(run, prepared, "deepspeed", "launch/batch.py", "-i", lines, "-o", run.path / "out.jsonl")
     part = run.path / "out.jsonl.part"
     wait_until(lambda: part.exists() and part.stat().st_size > 0, 90, run.explain)
-    pid = run.worker_pid(stage=1)
+    pid = run.worker_pid("localhost:1")
     os.kill(pid, signal.SIGKILL)
     killed = time.monotonic()
     assert run.wait(20) != 0

@@ -68,7 +68,7 @@ def test_a_fleet_of_one_is_a_plan(tmp_path: Path) -> None:
 def test_replicas_share_the_batch_and_know_all_devices() -> None:
     assert TWO.workload == Workload(5, 20, 5)
     assert all(one.devices == TWO.devices == DEVICES for one in TWO.replicas)
-    assert [TWO.seat_of(device.name) for device in DEVICES] == [(0, 1), (1, 0), None, (0, 0), None]
+    assert TWO.stage_on("a:0") == (TWO.replicas[0], 1) and TWO.stage_on("a:1") == (TWO.replicas[1], 0)
 
 
 def test_it_shows_when_a_hand_changed_stages_or_shares(tmp_path: Path) -> None:
