@@ -12,7 +12,20 @@ import pytest
 
 from hetero_infer import __version__
 from hetero_infer.cli import main
-from hetero_infer.spec import Choice, Phase, Plan, ProfileRow, ProfileTable, SensitivityTable
+from hetero_infer.planner.estimate import estimate_plan
+from hetero_infer.prepare import request_for
+from hetero_infer.spec import (
+    UNQUANTISED,
+    Choice,
+    Fleet,
+    Phase,
+    Plan,
+    ProfileRow,
+    ProfileTable,
+    RunConfig,
+    SensitivityTable,
+    StagePlan,
+)
 from hetero_infer.spec.profile import EMBEDDING, HEAD
 from tests.tiny_model import write_tiny_model
 
@@ -308,3 +321,73 @@ def test_a_plan_for_another_model_is_not_quantised(
     write_tiny_model(run.path / "tiny", seed=1, with_tokenizer=True, num_hidden_layers=4)
     assert run("quantize", plan_path) == 2
     assert "it is for the model" in one_line_of_error(capsys)
+
+
+@pytest.fixture
+def fleet_path(run: Run, plan_path: Path) -> Path:
+    """In place of the plan, one device for each of two replicas, with 3 and 1 sequences."""
+    plan, request = Plan.load(plan_path), request_for(RunConfig.load(run.config))
+    replicas = []
+    for device, batch_size in zip(plan.devices, (3, 1), strict=True):
+        stages = (StagePlan(device.name, plan.layer_choices),)
+        workload = replace(plan.workload, batch_size=batch_size)
+        replica = replace(plan, stages=stages, workload=workload, prefill_micro_batch_size=1, decode_micro_batch_size=1)
+        estimate = estimate_plan(replica, request.model, request.cluster, request.latency)
+        replicas.append(replace(replica, estimate=estimate))
+    Fleet(tuple(replicas), plan.solver).made_from(plan.inputs_digest).save(plan_path)
+    return plan_path
+
+
+def test_replicas_are_told_one_by_one(run: Run, fleet_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fleet = Fleet.load(fleet_path)
+    assert run("plan") == 0  # the file is up to date
+    said = capsys.readouterr().out
+    rate = sum(replica.estimate.tokens_per_s for replica in fleet.replicas)
+    assert f"replicas    2 at the same time, 4 sequences, {rate:.1f} tokens/s" in said
+    assert [said.count(f"{batch} sequences, 16 prompt") for batch in (3, 1)] == [1, 1]
+
+    assert run("simulate", fleet_path, "--json", "--svg", run.path / "drawn.svg") == 0
+    simulated = json.loads(capsys.readouterr().out)["replicas"]
+    promised = [replica.estimate.total_s for replica in fleet.replicas]
+    assert [each["makespan_s"] for each in simulated] == pytest.approx(promised, rel=1e-9)
+    assert (run.path / "drawn-0.svg").exists() and (run.path / "drawn-1.svg").exists()
+
+    assert run("explain", fleet_path) == 0
+    said = capsys.readouterr().out
+    assert said.index("replica 0\n") < said.index("localhost:0") < said.index("replica 1\n") < said.index("localhost:1")
+
+    assert run("check", fleet_path) == 0
+    fine = "the plan can run and keeps its quality limit"
+    assert capsys.readouterr().out == f"replica 0\n{fine}\n\nreplica 1\n{fine}\n"
+
+
+def test_what_one_replica_breaks_is_told_of_that_one(
+    run: Run, fleet_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fleet = Fleet.load(fleet_path)
+    worse = replace(fleet.replicas[1], stages=(StagePlan("localhost:1", (Choice(3, 64),) * 6),))
+    replace(fleet, replicas=(fleet.replicas[0], worse)).save(fleet_path)
+    for verb in ("check", "explain"):
+        assert run(verb, fleet_path, "--json") == 3
+        first, second = json.loads(capsys.readouterr().out)["replicas"]
+        assert first["violations"] == [] and "is over the limit" in " ".join(second["violations"])
+
+
+def test_layers_are_quantised_for_all_replicas_or_for_some_devices(
+    run: Run, fleet_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fleet = Fleet.load(fleet_path)
+    bits = {"localhost:0": Choice(8, 64), "localhost:1": Choice(4, 64)}
+    stages = [StagePlan(device, (UNQUANTISED, *[choice] * 4, UNQUANTISED)) for device, choice in bits.items()]
+    replicas = (replace(one, stages=(stage,)) for one, stage in zip(fleet.replicas, stages, strict=True))
+    replace(fleet, replicas=tuple(replicas)).save(fleet_path)
+
+    def made() -> set[str]:
+        return {path.name.split("-")[1] for path in (run.path / "out" / "checkpoint").glob("layer*")}
+
+    assert run("quantize", fleet_path, "--devices", "localhost:1") == 0 and made() == {"4g64"}
+    assert run("quantize", fleet_path) == 0 and made() == {"4g64", "8g64"}
+    capsys.readouterr()
+    assert run("evaluate", run.path / "out" / "checkpoint", "--json") == 0
+    first, second = json.loads(capsys.readouterr().out)["replicas"]
+    assert first["perplexity"] != second["perplexity"]

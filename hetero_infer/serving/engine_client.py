@@ -53,8 +53,11 @@ class Totals:
 
 
 class _Sequence:
+    """`fingerprint` is that of the replica it runs on."""
+
     def __init__(self, request: Request, model: ServedModel) -> None:
         self.request = request
+        self.fingerprint = ""
         self.future: asyncio.Future[Completion] = asyncio.get_running_loop().create_future()
         self._transcript = Transcript(model.tokenizer, request.prompt, request.stop)
         self._logprobs: list[TokenLogprobs] | None = None if request.sampling.logprobs is None else []
@@ -85,6 +88,7 @@ class _Sequence:
                 text=said.text,
                 text_offsets=said.offsets,
                 logprobs=None if self._logprobs is None else tuple(self._logprobs),
+                fingerprint=self.fingerprint,
             )
         )
 
@@ -159,6 +163,8 @@ class EngineClient:
         return [self._waiting.popleft() for _ in range(min(len(self._waiting), most))]
 
     async def _generate(self, pipeline: Pipeline, batch: dict[int, _Sequence], totals: Totals) -> None:
+        for sequence in batch.values():
+            sequence.fingerprint = pipeline.plan.fingerprint
         requests = [self._message(number, sequence.request) for number, sequence in batch.items()]
         pipeline.send({"command": "generate", "requests": requests})
         while True:

@@ -74,6 +74,14 @@ def test_it_says_which_layers_and_where() -> None:
     assert FULL.estimate.total_s == 3.75
 
 
+def test_its_fingerprint_is_that_of_the_bits_wherever_the_layers_stand() -> None:
+    alone = replace(PLAN, stages=(StagePlan("b:0", PLAN.layer_choices),), decode_micro_batch_size=7)
+    assert alone.fingerprint == PLAN.fingerprint
+    other_bits = StagePlan("b:0", (*PLAN.layer_choices[:3], FOUR, *PLAN.layer_choices[4:]))
+    assert replace(alone, stages=(other_bits,)).fingerprint != PLAN.fingerprint
+    assert replace(PLAN, model={**PLAN.model, "digest": "4567"}).fingerprint != PLAN.fingerprint
+
+
 def test_stages_of_the_embedding_or_the_head_alone_have_no_decoder() -> None:
     stages = (StagePlan("a:0", (UNQUANTISED,)), StagePlan("b:0", (FOUR,) * 4), StagePlan("b:1", (UNQUANTISED,)))
     plan = replace(PLAN, stages=stages)
