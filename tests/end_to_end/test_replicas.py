@@ -18,7 +18,7 @@ from tests.supervisor.running import free_port, wait_until
 
 pytestmark = [
     pytest.mark.processes,
-    pytest.mark.timeout(150),
+    pytest.mark.timeout(240),
     pytest.mark.skipif(not DEEPSPEED.exists(), reason="deepspeed is not installed"),
 ]
 HOSTFILE = "localhost slots=4  # gpu=cpu slowdown=1,1.5,2,1 memory=32MiB threads=1\n"
