@@ -153,18 +153,30 @@ class Coordinator:
         await self._all_said("prepared", set(self._peers))
 
     async def _start_workers(self) -> None:
-        """Those of a replica meet where its first stage is."""
-        for leader in self._map.leaders:
-            self._tell([leader], {"command": "open_port", "address": self._address_of(leader)})
-        opened = await self._all_said("port_opened", set(self._map.leaders))
+        port_of = await self._open_ports()
         for ranks in self._map.worlds:
-            address, port = self._address_of(ranks[0]), opened[ranks[0]]["port"]
+            address, port = self._address_of(ranks[0]), port_of[ranks[0]]
             for stage, rank in enumerate(ranks):
                 place = {"stage": stage, "num_stages": len(ranks), "address": address, "port": port}
                 own = {"own_address": self._address_of(rank), "device": device_to_json(self._devices[rank])}
                 self._tell([rank], {"command": "start", **place, **own})
         say("measuring" if self._setup.is_survey else "loading")
         await self._all_said("ready", set(self._map.workers))
+
+    async def _open_ports(self) -> dict[int, int]:
+        """Where the workers of each replica meet, by its leader. One supervisor finds those of a host: two at once might
+        find the same."""
+        leaders_at: defaultdict[str, list[int]] = defaultdict(list)
+        for leader in self._map.leaders:
+            leaders_at[self._address_of(leader)].append(leader)
+        for address, leaders in leaders_at.items():
+            self._tell(leaders[:1], {"command": "open_ports", "address": address, "count": len(leaders)})
+        opened = await self._all_said("ports_opened", {leaders[0] for leaders in leaders_at.values()})
+        return {
+            leader: port
+            for leaders in leaders_at.values()
+            for leader, port in zip(leaders, opened[leaders[0]]["ports"], strict=True)
+        }
 
     async def _shut_down(self) -> None:
         self._is_shutting_down = True

@@ -4,6 +4,7 @@ In: commands over the control connection. Out: events over it, and this process'
 """
 
 import asyncio
+import contextlib
 import os
 import socket
 import traceback
@@ -66,8 +67,8 @@ class Member:
             match message.get("command"):
                 case "prepare":
                     self._do(self._prepare(message["plan"], message["devices"]))
-                case "open_port":
-                    self._do(self._open_port(message["address"]))
+                case "open_ports":
+                    self._do(self._open_ports(message["address"], message["count"]))
                 case "start":
                     self._do(self._run_worker(message))
                 case "generate" | "cancel" | "shutdown" if self._worker:
@@ -88,8 +89,8 @@ class Member:
             await run_child(command, f"quantising on {self._place.host}", self._limits.terminate_s)
         self._report("prepared")
 
-    async def _open_port(self, address: str) -> None:
-        self._report("port_opened", port=_free_port(address))
+    async def _open_ports(self, address: str, count: int) -> None:
+        self._report("ports_opened", ports=_free_ports(address, count))
 
     async def _run_worker(self, start: dict[str, Any]) -> None:
         device = device_from_json(start["device"])
@@ -154,7 +155,9 @@ async def join(place: Place, join_s: float) -> JsonLines:
     raise HeteroInferError(f"rank {place.rank} on {place.host}: rank 0 did not answer at {where} within {join_s:.0f} s")
 
 
-def _free_port(address: str) -> int:
-    """Free now; the workers' rendezvous takes it a moment later."""
-    with socket.create_server((address, 0), family=socket.AF_INET6 if ":" in address else socket.AF_INET) as probe:
-        return probe.getsockname()[1]
+def _free_ports(address: str, count: int) -> list[int]:
+    """Free now, and each another; the workers' rendezvous takes it a moment later."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with contextlib.ExitStack() as probes:
+        opened = [probes.enter_context(socket.create_server((address, 0), family=family)) for _ in range(count)]
+        return [probe.getsockname()[1] for probe in opened]
