@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hetero_infer import __version__
-from hetero_infer.spec import Fleet, HeteroInferError, InputError, Link, RunConfig
+from hetero_infer.spec import Fleet, HeteroInferError, InputError, Link, Plan, RunConfig
 from hetero_infer.spec.errors import one_line
 
 
@@ -102,17 +102,19 @@ def _sensitivity(args: argparse.Namespace) -> int:
 def _plan(args: argparse.Namespace) -> int:
     from hetero_infer import prepare
     from hetero_infer.planner.uniform import why_not_uniform
-    from hetero_infer.report import based_on, fleet_table, labelled
+    from hetero_infer.report import based_on, fleet_table, labelled, plan_table
 
     config = RunConfig.load(args.config).writing_to("plan", args.output)
     request = prepare.request_for(config)
     fleet = prepare.plan_for(config, request, config.plan)
-    facts = [("based on", based_on(fleet, request.cluster, request.latency))]
-    shown = fleet.to_json()
-    if len(fleet.replicas) == 1:
-        shown["why_not_uniform"] = why_not_uniform(request, fleet.replicas[0])
-        facts.append(("uniform", shown["why_not_uniform"]))
-    _show(args, shown, "\n".join([fleet_table(fleet), *(labelled(*fact) for fact in facts)]))
+    if len(fleet.replicas) > 1:
+        _show(args, fleet.to_json(), fleet_table(fleet))
+        return 0
+    (plan,) = fleet.replicas
+    why = why_not_uniform(request, plan)
+    facts = [("based on", based_on(plan, request.cluster, request.latency)), ("uniform", why)]
+    text = "\n".join([plan_table(plan), *(labelled(*fact) for fact in facts)])
+    _show(args, plan.to_json() | {"why_not_uniform": why}, text)
     return 0
 
 
@@ -123,17 +125,16 @@ def _explain(args: argparse.Namespace) -> int:
     from hetero_infer.report import based_on, explanation_text, labelled
 
     config = RunConfig.load(args.config)
-    fleet = Fleet.load(args.plan)
-    request = prepare.request_for(config)
-    violations = [check_plan(plan, request.model, request.sensitivity) for plan in fleet.replicas]
-    if any(violations):
-        _show_each(args, [({"violations": each}, "\n".join(each)) for each in violations])
+    plan = _replica(args, Fleet.load(args.plan))
+    request = replace(prepare.request_for(config), workload=plan.workload)
+    violations = check_plan(plan, request.model, request.sensitivity)
+    if violations:
+        _show(args, {"violations": violations}, "\n".join(violations))
         return 3
-    explained = []
-    for plan in fleet.replicas:
-        explanation = explain(plan, replace(request, workload=plan.workload))
-        explained.append(({"violations": [], **explanation.to_json()}, explanation_text(plan, explanation)))
-    _show_each(args, explained, labelled("based on", based_on(fleet, request.cluster, request.latency)))
+    explanation = explain(plan, request)
+    stands_on = labelled("based on", based_on(plan, request.cluster, request.latency))
+    text = f"{explanation_text(plan, explanation)}\n{stands_on}"
+    _show(args, {"violations": [], **explanation.to_json()}, text)
     return 0
 
 
@@ -153,10 +154,11 @@ def _check(args: argparse.Namespace) -> int:
             f"sensitivity {config.sensitivity}: it is for the model {sensitivity.model_digest}, and {config.model} is "
             f"{folder.digest}; run 'hetero-infer sensitivity'"
         )
-    violations = [check_plan(plan, folder.spec, sensitivity) for plan in fleet.replicas]
-    fine = "the plan can run and keeps its quality limit"
-    _show_each(args, [({"violations": each}, "\n".join(each) or fine) for each in violations])
-    return 3 if any(violations) else 0
+    found = [check_plan(plan, folder.spec, sensitivity) for plan in fleet.replicas]
+    of = ["" if len(found) == 1 else f"replica {number}: " for number in range(len(found))]
+    violations = [f"{whose}{each}" for whose, its in zip(of, found, strict=True) for each in its]
+    _show(args, {"violations": violations}, "\n".join(violations) or "the plan can run and keeps its quality limit")
+    return 3 if violations else 0
 
 
 def _simulate(args: argparse.Namespace) -> int:
@@ -170,22 +172,21 @@ def _simulate(args: argparse.Namespace) -> int:
 
     config = RunConfig.load(args.config)
     fleet = Fleet.load(args.plan)
+    plan = _replica(args, fleet)
     request = prepare.request_for(config)
     prepare.refuse_plan_for_another(fleet, args.plan, config, request.model_facts["digest"])
-    told = []
-    for number, plan in enumerate(fleet.replicas):
-        simulated = predicted(plan, "simulated")
-        timeline = rehearse(PlanCosts(plan, request.model, request.cluster, request.latency), plan)
-        if args.svg:
-            path = args.svg.with_stem(f"{args.svg.stem}-{number}") if len(fleet.replicas) > 1 else args.svg
-            labels = [stage_label(plan, stage) for stage in range(len(plan.stages))]
-            write_atomically(path, draw_gantt(timeline, labels, f"{simulated}, from the plan's costs"))
-        unit_s = timeline.makespan_s / args.rows
-        grid = draw_grid(timeline, len(plan.stages), unit_s)
-        facts = {"makespan_s": timeline.makespan_s, "events": len(timeline.events)}
-        row = f"a row is {unit_s * 1e3:.1f} ms"
-        told.append((facts, f"{grid}\n{simulated}: {timeline.makespan_s:.3f} s, {row}"))
-    _show_each(args, told)
+    simulated = predicted(plan, "simulated")
+    timeline = rehearse(PlanCosts(plan, request.model, request.cluster, request.latency), plan)
+    if args.svg:
+        labels = [stage_label(plan, stage) for stage in range(len(plan.stages))]
+        write_atomically(args.svg, draw_gantt(timeline, labels, f"{simulated}, from the plan's costs"))
+    unit_s = timeline.makespan_s / args.rows
+    grid = draw_grid(timeline, len(plan.stages), unit_s)
+    _show(
+        args,
+        {"makespan_s": timeline.makespan_s, "events": len(timeline.events)},
+        f"{grid}\n{simulated}: {timeline.makespan_s:.3f} s, a row is {unit_s * 1e3:.1f} ms",
+    )
     return 0
 
 
@@ -212,23 +213,32 @@ def _evaluate(args: argparse.Namespace) -> int:
 
     config = RunConfig.load(args.config)
     folder = ModelFolder(config.model)
-    models: list[Any] = [(None, None)]
+    choices, shards = None, None
     if args.checkpoint:
         path = args.plan or config.plan
         fleet = Fleet.load(path)
+        plan = _replica(args, fleet)
         prepare.refuse_other_model(fleet, path, config, folder.digest)
-        shards = ShardStore.of_model(args.checkpoint, folder.digest)
-        models = [(plan.decoder_choices, shards) for plan in fleet.replicas]
-    told = []
-    for choices_and_shards in models:
-        model = single_process_model(folder, *choices_and_shards)
-        found = measure_perplexity(model, folder, args.text or config.text)
-        facts = asdict(found) | {"perplexity": found.perplexity, "bits_per_byte": found.bits_per_byte}
-        windows = f"{found.scored_tokens} tokens, windows of {found.context_tokens}"
-        text = f"perplexity {found.perplexity:.4f}, {found.bits_per_byte:.4f} bits per byte ({windows})"
-        told.append((facts, text))
-    _show_each(args, told)
+        choices, shards = plan.decoder_choices, ShardStore.of_model(args.checkpoint, folder.digest)
+    model = single_process_model(folder, choices, shards)
+    found = measure_perplexity(model, folder, args.text or config.text)
+    facts = asdict(found) | {"perplexity": found.perplexity, "bits_per_byte": found.bits_per_byte}
+    _show(
+        args,
+        facts,
+        f"perplexity {found.perplexity:.4f}, {found.bits_per_byte:.4f} bits per byte "
+        f"({found.scored_tokens} tokens, windows of {found.context_tokens})",
+    )
     return 0
+
+
+def _replica(args: argparse.Namespace, fleet: Fleet) -> Plan:
+    """The only one, or that of the number asked for."""
+    last = len(fleet.replicas) - 1
+    number = 0 if last == 0 and args.replica is None else args.replica
+    if number not in range(last + 1):
+        raise InputError(f"the plan has the replicas 0 to {last}; say which with --replica")
+    return fleet.replicas[number]
 
 
 def _show(args: argparse.Namespace, facts: dict[str, Any], text: str) -> None:
@@ -237,19 +247,11 @@ def _show(args: argparse.Namespace, facts: dict[str, Any], text: str) -> None:
     print(json.dumps(facts) if args.json else encodable(text, sys.stdout.encoding or "utf-8"))
 
 
-def _show_each(args: argparse.Namespace, told: list[tuple[dict[str, Any], str]], of_all: str = "") -> None:
-    """Facts and text of each replica in turn, then what is true `of_all`; of one pipeline without a heading."""
-    facts, text = told[0]
-    if len(told) > 1:
-        facts = {"replicas": [facts for facts, _ in told]}
-        text = "\n\n".join(f"replica {number}\n{text}" for number, (_, text) in enumerate(told))
-    _show(args, facts, f"{text}\n{of_all}" if of_all else text)
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="hetero-infer", description="One LLM over a pipeline of unlike devices.")
     parser.add_argument("--version", action="version", version=__version__)
     verbs = parser.add_subparsers(required=True, metavar="VERB")
+    of_several: dict[str, Any] = {"type": int, "help": "which, if the plan has several", "metavar": "N"}
 
     def verb(name: str, run: Callable[[argparse.Namespace], int], help: str) -> argparse.ArgumentParser:
         sub = verbs.add_parser(name, help=help, description=help)
@@ -271,10 +273,12 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("-o", "--output", type=Path, help="plan.json (default: as the config says)")
     sub = verb("explain", _explain, "which limit binds in a plan, what each device idles, what more would give")
     sub.add_argument("plan", type=Path)
+    sub.add_argument("--replica", **of_several)
     sub = verb("check", _check, "check a plan again, also one edited by hand")
     sub.add_argument("plan", type=Path)
     sub = verb("simulate", _simulate, "run a plan's schedules event by event, without a model")
     sub.add_argument("plan", type=Path)
+    sub.add_argument("--replica", **of_several)
     sub.add_argument("--rows", type=positive_number, default=40, help="of the drawing (default: 40)")
     sub.add_argument("--svg", type=Path, help="draw it there as well, a row per stage")
     sub = verb("quantize", _quantize, "GPTQ of the layers a plan needs; those that are there are used again")
@@ -284,15 +288,16 @@ def _parser() -> argparse.ArgumentParser:
     sub = verb("evaluate", _evaluate, "perplexity in one process, of the plan's layers or unquantised")
     sub.add_argument("checkpoint", type=Path, nargs="?", help="checkpoint folder; without it the model is unquantised")
     sub.add_argument("--plan", type=Path, help="whose choices are evaluated (default: as the config says)")
+    sub.add_argument("--replica", **of_several)
     sub.add_argument("--text", type=Path, help="(default: as the config says)")
     return parser
 
 
-def list_of_names(text: str) -> list[str]:
+def list_of_names(text: str) -> list[str]:  # argparse shows these two names to people
     return text.split(",")
 
 
-def positive_number(text: str) -> int:  # argparse shows this name to people
+def positive_number(text: str) -> int:
     number = int(text)
     if number < 1:
         raise ValueError(text)

@@ -26,15 +26,11 @@ IN_ASCII = str.maketrans(
 
 
 def fleet_table(fleet: Fleet) -> str:
-    """The table of its plan; of several, that of each, then what they are together."""
-    plans = fleet.replicas
-    if len(plans) == 1:
-        return plan_table(plans[0])
-    rate = sum(plan.estimate.tokens_per_s for plan in plans if plan.estimate)
-    facts = [("replicas", f"{len(plans)} at the same time, {fleet.workload.batch_size} sequences, {rate:.1f} tokens/s")]
-    if fleet.solver:
-        facts.append(("solver", _solver_words(fleet.solver)))
-    tables = (f"replica {number}\n{plan_table(plan)}\n" for number, plan in enumerate(plans))
+    """The table of each replica, then what they are together."""
+    tables = (f"replica {number}\n{plan_table(plan)}\n" for number, plan in enumerate(fleet.replicas))
+    rate = sum(plan.estimate.tokens_per_s for plan in fleet.replicas if plan.estimate)
+    words = f"{len(fleet.replicas)} at the same time, {fleet.workload.batch_size} sequences, {rate:.1f} tokens/s"
+    facts = [("replicas", words), *([("solver", _solver_words(fleet.solver))] if fleet.solver else [])]
     return "\n".join([*tables, *(labelled(*fact) for fact in facts)])
 
 
@@ -119,10 +115,9 @@ def predicted(plan: Plan, done: str = "predicted") -> str:
     return f"{done} by the {SPEC_SHEET} ({', '.join(types)})" if types else done
 
 
-def based_on(fleet: Fleet, cluster: Cluster, latency: LatencyModel) -> str:
+def based_on(plan: Plan, cluster: Cluster, latency: LatencyModel) -> str:
     """What the seconds stand on: measured devices with their hold-out error, those nobody measured, the links."""
-    used = [device for device in fleet.devices if device.name in fleet.used_devices]
-    sources = {device.timed_as: latency.source(device) for device in used}
+    sources = {device.timed_as: latency.source(device) for device in map(plan.device_of, range(len(plan.stages)))}
     said = []
     for name, source in sources.items():
         off = source.holdout

@@ -338,7 +338,9 @@ def fleet_path(run: Run, plan_path: Path) -> Path:
     return plan_path
 
 
-def test_replicas_are_told_one_by_one(run: Run, fleet_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_replicas_are_told_together_and_one_by_one(
+    run: Run, fleet_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     fleet = Fleet.load(fleet_path)
     assert run("plan") == 0  # the file is up to date
     said = capsys.readouterr().out
@@ -346,31 +348,35 @@ def test_replicas_are_told_one_by_one(run: Run, fleet_path: Path, capsys: pytest
     assert f"replicas    2 at the same time, 4 sequences, {rate:.1f} tokens/s" in said
     assert [said.count(f"{batch} sequences, 16 prompt") for batch in (3, 1)] == [1, 1]
 
-    assert run("simulate", fleet_path, "--json", "--svg", run.path / "drawn.svg") == 0
-    simulated = json.loads(capsys.readouterr().out)["replicas"]
-    promised = [replica.estimate.total_s for replica in fleet.replicas]
-    assert [each["makespan_s"] for each in simulated] == pytest.approx(promised, rel=1e-9)
-    assert (run.path / "drawn-0.svg").exists() and (run.path / "drawn-1.svg").exists()
+    for number, replica in enumerate(fleet.replicas):
+        assert run("simulate", fleet_path, "--json", "--replica", number) == 0
+        simulated = json.loads(capsys.readouterr().out)
+        assert simulated["makespan_s"] == pytest.approx(replica.estimate.total_s, rel=1e-9)
+        assert run("explain", fleet_path, "--replica", number) == 0
+        said = capsys.readouterr().out
+        assert f"localhost:{number}" in said and f"localhost:{1 - number}" not in said
 
-    assert run("explain", fleet_path) == 0
-    said = capsys.readouterr().out
-    assert said.index("replica 0\n") < said.index("localhost:0") < said.index("replica 1\n") < said.index("localhost:1")
 
-    assert run("check", fleet_path) == 0
-    fine = "the plan can run and keeps its quality limit"
-    assert capsys.readouterr().out == f"replica 0\n{fine}\n\nreplica 1\n{fine}\n"
+@pytest.mark.parametrize("asked", [(), ("--replica", "2"), ("--replica", "-1")])
+def test_of_several_replicas_one_must_be_asked_for(
+    asked: tuple[str, ...], run: Run, fleet_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for verb in ("simulate", "explain"):
+        assert run(verb, fleet_path, *asked) == 2
+        assert "the plan has the replicas 0 to 1; say which with --replica" in one_line_of_error(capsys)
 
 
 def test_what_one_replica_breaks_is_told_of_that_one(
     run: Run, fleet_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fleet = Fleet.load(fleet_path)
+    assert run("check", fleet_path) == 0
+    assert capsys.readouterr().out == "the plan can run and keeps its quality limit\n"
     worse = replace(fleet.replicas[1], stages=(StagePlan("localhost:1", (Choice(3, 64),) * 6),))
     replace(fleet, replicas=(fleet.replicas[0], worse)).save(fleet_path)
-    for verb in ("check", "explain"):
-        assert run(verb, fleet_path, "--json") == 3
-        first, second = json.loads(capsys.readouterr().out)["replicas"]
-        assert first["violations"] == [] and "is over the limit" in " ".join(second["violations"])
+    assert run("check", fleet_path, "--json") == 3
+    violations = json.loads(capsys.readouterr().out)["violations"]
+    assert violations and all(each.startswith("replica 1: ") for each in violations)
 
 
 def test_layers_are_quantised_for_all_replicas_or_for_some_devices(
@@ -388,6 +394,8 @@ def test_layers_are_quantised_for_all_replicas_or_for_some_devices(
     assert run("quantize", fleet_path, "--devices", "localhost:1") == 0 and made() == {"4g64"}
     assert run("quantize", fleet_path) == 0 and made() == {"4g64", "8g64"}
     capsys.readouterr()
-    assert run("evaluate", run.path / "out" / "checkpoint", "--json") == 0
-    first, second = json.loads(capsys.readouterr().out)["replicas"]
-    assert first["perplexity"] != second["perplexity"]
+    found = []
+    for number in range(2):
+        assert run("evaluate", run.path / "out" / "checkpoint", "--json", "--replica", number) == 0
+        found.append(json.loads(capsys.readouterr().out)["perplexity"])
+    assert found[0] != found[1]

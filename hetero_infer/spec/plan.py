@@ -142,15 +142,15 @@ class Plan:
         return self.layer_choices[1:-1]
 
     @property
-    def fingerprint(self) -> str:
-        """Of the model at these bits: pipelines that share it give the same tokens, wherever its layers stand."""
-        return digest_of(self.model["digest"], " ".join(map(str, self.layer_choices)))
-
-    @property
     def decision_digest(self) -> str:
         """Of stages and micro-batches."""
         stages = [[stage.device, *map(str, stage.layers)] for stage in self.stages]
         return digest_of({"stages": stages, "sizes": [self.prefill_micro_batch_size, self.decode_micro_batch_size]})
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the model at these bits: pipelines that share it give the same tokens, wherever its layers stand."""
+        return digest_of(self.model["digest"], " ".join(map(str, self.layer_choices)))
 
     def decoder_range(self, stage: int) -> range:
         """Indices of the decoder layers that `stage` runs."""

@@ -164,8 +164,7 @@ class Coordinator:
         await self._all_said("ready", set(self._map.workers))
 
     async def _open_ports(self) -> dict[int, int]:
-        """Where the workers of each replica meet, by its leader. One supervisor finds those of a host: two might find the
-        same."""
+        """Where each replica's workers meet, by its leader. One finds those of a host: two might find the same."""
         leaders_at: defaultdict[str, list[int]] = defaultdict(list)
         for leader in self._map.leaders:
             leaders_at[self._address_of(leader)].append(leader)
