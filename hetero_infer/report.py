@@ -28,8 +28,9 @@ IN_ASCII = str.maketrans(
 def fleet_table(fleet: Fleet) -> str:
     """The table of each replica, then what they are together."""
     tables = (f"replica {number}\n{plan_table(plan)}\n" for number, plan in enumerate(fleet.replicas))
-    rate = sum(plan.estimate.tokens_per_s for plan in fleet.replicas if plan.estimate)
-    words = f"{len(fleet.replicas)} at the same time, {fleet.workload.batch_size} sequences, {rate:.1f} tokens/s"
+    batch, seconds = fleet.workload, max(plan.estimate.total_s for plan in fleet.replicas if plan.estimate)
+    rate = f"{batch.batch_size * batch.new_tokens / seconds:.1f} tokens/s"
+    words = f"{len(fleet.replicas)} at the same time: {batch.batch_size} sequences in {duration(seconds)}, {rate}"
     facts = [("replicas", words), *([("solver", _solver_words(fleet.solver))] if fleet.solver else [])]
     return "\n".join([*tables, *(labelled(*fact) for fact in facts)])
 
