@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hetero_infer import __version__
-from hetero_infer.spec import HeteroInferError, InputError, Link, Plan, RunConfig
+from hetero_infer.spec import Fleet, HeteroInferError, InputError, Link, Plan, RunConfig
 from hetero_infer.spec.errors import one_line
 
 
@@ -102,11 +102,15 @@ def _sensitivity(args: argparse.Namespace) -> int:
 def _plan(args: argparse.Namespace) -> int:
     from hetero_infer import prepare
     from hetero_infer.planner.uniform import why_not_uniform
-    from hetero_infer.report import based_on, labelled, plan_table
+    from hetero_infer.report import based_on, fleet_table, labelled, plan_table
 
     config = RunConfig.load(args.config).writing_to("plan", args.output)
     request = prepare.request_for(config)
-    plan = prepare.plan_for(config, request, config.plan)
+    fleet = prepare.plan_for(config, request, config.plan)
+    if len(fleet.replicas) > 1:
+        _show(args, fleet.to_json(), fleet_table(fleet))
+        return 0
+    (plan,) = fleet.replicas
     why = why_not_uniform(request, plan)
     facts = [("based on", based_on(plan, request.cluster, request.latency)), ("uniform", why)]
     text = "\n".join([plan_table(plan), *(labelled(*fact) for fact in facts)])
@@ -121,8 +125,8 @@ def _explain(args: argparse.Namespace) -> int:
     from hetero_infer.report import based_on, explanation_text, labelled
 
     config = RunConfig.load(args.config)
-    plan = Plan.load(args.plan)
-    request = prepare.request_for(config)
+    plan = _replica(args, Fleet.load(args.plan))
+    request = replace(prepare.request_for(config), workload=plan.workload)
     violations = check_plan(plan, request.model, request.sensitivity)
     if violations:
         _show(args, {"violations": violations}, "\n".join(violations))
@@ -141,16 +145,18 @@ def _check(args: argparse.Namespace) -> int:
     from hetero_infer.spec import SensitivityTable
 
     config = RunConfig.load(args.config)
-    plan = Plan.load(args.plan)
+    fleet = Fleet.load(args.plan)
     folder = ModelFolder(config.model)
-    prepare.refuse_plan_for_another(plan, args.plan, config, folder.digest)
+    prepare.refuse_plan_for_another(fleet, args.plan, config, folder.digest)
     sensitivity = SensitivityTable.load(config.sensitivity)
     if sensitivity.model_digest != folder.digest:
         raise InputError(
             f"sensitivity {config.sensitivity}: it is for the model {sensitivity.model_digest}, and {config.model} is "
             f"{folder.digest}; run 'hetero-infer sensitivity'"
         )
-    violations = check_plan(plan, folder.spec, sensitivity)
+    found = [check_plan(plan, folder.spec, sensitivity) for plan in fleet.replicas]
+    of = ["" if len(found) == 1 else f"replica {number}: " for number in range(len(found))]
+    violations = [f"{whose}{each}" for whose, its in zip(of, found, strict=True) for each in its]
     _show(args, {"violations": violations}, "\n".join(violations) or "the plan can run and keeps its quality limit")
     return 3 if violations else 0
 
@@ -165,9 +171,10 @@ def _simulate(args: argparse.Namespace) -> int:
     from hetero_infer.spec.files import write_atomically
 
     config = RunConfig.load(args.config)
-    plan = Plan.load(args.plan)
+    fleet = Fleet.load(args.plan)
+    plan = _replica(args, fleet)
     request = prepare.request_for(config)
-    prepare.refuse_plan_for_another(plan, args.plan, config, request.model_facts["digest"])
+    prepare.refuse_plan_for_another(fleet, args.plan, config, request.model_facts["digest"])
     simulated = predicted(plan, "simulated")
     timeline = rehearse(PlanCosts(plan, request.model, request.cluster, request.latency), plan)
     if args.svg:
@@ -187,12 +194,12 @@ def _quantize(args: argparse.Namespace) -> int:
     from hetero_infer import prepare
 
     config = RunConfig.load(args.config).writing_to("checkpoint", args.output)
-    plan = Plan.load(args.plan)
-    stages = args.stages if args.stages is not None else list(range(len(plan.stages)))
-    if not set(stages) <= set(range(len(plan.stages))):
-        raise InputError(f"--stages {stages}: the plan has stages 0 to {len(plan.stages) - 1}")
+    fleet = Fleet.load(args.plan)
+    devices = args.devices or fleet.used_devices
+    if not set(devices) <= set(fleet.used_devices):
+        raise InputError(f"--devices {','.join(devices)}: the plan has stages on {', '.join(fleet.used_devices)}")
     checkpoint = config.checkpoint
-    prepare.quantise(plan, args.plan, config, checkpoint, stages, progress=not args.json)
+    prepare.quantise(fleet, args.plan, config, checkpoint, devices, progress=not args.json)
     _show(args, {"checkpoint": str(checkpoint)}, f"quantised layers are in {checkpoint}")
     return 0
 
@@ -209,8 +216,9 @@ def _evaluate(args: argparse.Namespace) -> int:
     choices, shards = None, None
     if args.checkpoint:
         path = args.plan or config.plan
-        plan = Plan.load(path)
-        prepare.refuse_other_model(plan, path, config, folder.digest)
+        fleet = Fleet.load(path)
+        plan = _replica(args, fleet)
+        prepare.refuse_other_model(fleet, path, config, folder.digest)
         choices, shards = plan.decoder_choices, ShardStore.of_model(args.checkpoint, folder.digest)
     model = single_process_model(folder, choices, shards)
     found = measure_perplexity(model, folder, args.text or config.text)
@@ -224,6 +232,15 @@ def _evaluate(args: argparse.Namespace) -> int:
     return 0
 
 
+def _replica(args: argparse.Namespace, fleet: Fleet) -> Plan:
+    """The only one, or that of the number asked for."""
+    last = len(fleet.replicas) - 1
+    number = 0 if last == 0 and args.replica is None else args.replica
+    if number not in range(last + 1):
+        raise InputError(f"the plan has the replicas 0 to {last}; say which with --replica")
+    return fleet.replicas[number]
+
+
 def _show(args: argparse.Namespace, facts: dict[str, Any], text: str) -> None:
     from hetero_infer.report import encodable
 
@@ -234,6 +251,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="hetero-infer", description="One LLM over a pipeline of unlike devices.")
     parser.add_argument("--version", action="version", version=__version__)
     verbs = parser.add_subparsers(required=True, metavar="VERB")
+    of_several: dict[str, Any] = {"type": int, "help": "which, if the plan has several", "metavar": "N"}
 
     def verb(name: str, run: Callable[[argparse.Namespace], int], help: str) -> argparse.ArgumentParser:
         sub = verbs.add_parser(name, help=help, description=help)
@@ -255,25 +273,28 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("-o", "--output", type=Path, help="plan.json (default: as the config says)")
     sub = verb("explain", _explain, "which limit binds in a plan, what each device idles, what more would give")
     sub.add_argument("plan", type=Path)
+    sub.add_argument("--replica", **of_several)
     sub = verb("check", _check, "check a plan again, also one edited by hand")
     sub.add_argument("plan", type=Path)
     sub = verb("simulate", _simulate, "run a plan's schedules event by event, without a model")
     sub.add_argument("plan", type=Path)
+    sub.add_argument("--replica", **of_several)
     sub.add_argument("--rows", type=positive_number, default=40, help="of the drawing (default: 40)")
     sub.add_argument("--svg", type=Path, help="draw it there as well, a row per stage")
     sub = verb("quantize", _quantize, "GPTQ of the layers a plan needs; those that are there are used again")
     sub.add_argument("plan", type=Path)
     sub.add_argument("-o", "--output", type=Path, help="checkpoint folder (default: as the config says)")
-    sub.add_argument("--stages", type=list_of_numbers, help="only these stages, like 0,2")
+    sub.add_argument("--devices", type=list_of_names, help="only for the stages on these, like node-a:0,node-b:2")
     sub = verb("evaluate", _evaluate, "perplexity in one process, of the plan's layers or unquantised")
     sub.add_argument("checkpoint", type=Path, nargs="?", help="checkpoint folder; without it the model is unquantised")
     sub.add_argument("--plan", type=Path, help="whose choices are evaluated (default: as the config says)")
+    sub.add_argument("--replica", **of_several)
     sub.add_argument("--text", type=Path, help="(default: as the config says)")
     return parser
 
 
-def list_of_numbers(text: str) -> list[int]:  # argparse shows these two names to people
-    return [int(number) for number in text.split(",")]
+def list_of_names(text: str) -> list[str]:  # argparse shows these two names to people
+    return text.split(",")
 
 
 def positive_number(text: str) -> int:

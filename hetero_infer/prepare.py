@@ -5,18 +5,18 @@ Each is a file that a person can read, and says what it was made from; what stil
 
 import math
 import os
-from collections.abc import Iterable
-from dataclasses import asdict, replace
+from collections.abc import Collection
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hetero_infer.measure.neighbours import cpu_neighbours
 from hetero_infer.spec import (
     Choice,
+    Fleet,
     InfeasibleError,
     InputError,
     ModelSpec,
-    Plan,
     ProfileTable,
     RunConfig,
     SensitivityTable,
@@ -139,12 +139,12 @@ def request_for(config: RunConfig) -> "PlanRequest":
     )
 
 
-def plan_for(config: RunConfig, request: "PlanRequest", path: Path) -> Plan:
+def plan_for(config: RunConfig, request: "PlanRequest", path: Path) -> Fleet:
     """The plan at `path` if it was made from the same inputs, else a new one, saved there."""
     digest = _inputs_digest(config, request)
     if path.exists():
-        old = Plan.load(path)
-        if old.decision_digest != old.decided_digest:
+        old = Fleet.load(path)
+        if old.is_edited:
             raise InputError(
                 f"plan {path} was edited by hand, and a new one would be written over it; give it as --plan to "
                 "launch/serve.py or launch/batch.py, or move it away"
@@ -154,30 +154,34 @@ def plan_for(config: RunConfig, request: "PlanRequest", path: Path) -> Plan:
     from hetero_infer.planner.search import find_plan
 
     plan = find_plan(request, time_limit_s=config.planner_time_limit_s, gap=config.planner_gap)
-    plan = replace(plan, inputs_digest=digest, decided_digest=plan.decision_digest)
-    plan.save(path)
-    return plan
+    fleet = Fleet((plan,)).made_from(digest)
+    fleet.save(path)
+    return fleet
 
 
 def quantise(
-    plan: Plan, plan_path: Path, config: RunConfig, checkpoint: Path, stages: Iterable[int], progress: bool
+    fleet: Fleet, plan_path: Path, config: RunConfig, checkpoint: Path, devices: Collection[str], progress: bool
 ) -> None:
-    """See to it that `checkpoint` has the quantised layers that `stages` of the plan need."""
+    """See to it that `checkpoint` has the quantised layers that the stages on `devices` need."""
     from hetero_infer.checkpoint.model_folder import ModelFolder
     from hetero_infer.checkpoint.quantise import quantise_layers
     from hetero_infer.planner.check import fit_violations
 
     folder = ModelFolder(config.model)
-    refuse_other_model(plan, plan_path, config, folder.digest)
-    violations = fit_violations(plan, folder.spec)
+    refuse_other_model(fleet, plan_path, config, folder.digest)
+    violations = [violation for replica in fleet.replicas for violation in fit_violations(replica, folder.spec)]
     if violations:
         raise InfeasibleError(f"plan {plan_path}: {'; '.join(violations)}")
-    wanted = [(layer, plan.decoder_choices[layer]) for stage in stages for layer in plan.decoder_range(stage)]
+    wanted = [
+        (layer, replica.decoder_choices[layer])
+        for replica, stage in map(fleet.stage_on, devices)
+        for layer in replica.decoder_range(stage)
+    ]
     windows = calibration_windows(folder, config)
     quantise_layers(folder, wanted, windows, checkpoint, progress)
 
 
-def refuse_other_model(plan: Plan, path: Path, config: RunConfig, digest: str) -> None:
+def refuse_other_model(plan: Fleet, path: Path, config: RunConfig, digest: str) -> None:
     """`digest` is that of the config's model, and must be the plan's."""
     if plan.model["digest"] != digest:
         raise InputError(
@@ -186,7 +190,7 @@ def refuse_other_model(plan: Plan, path: Path, config: RunConfig, digest: str) -
         )
 
 
-def refuse_plan_for_another(plan: Plan, path: Path, config: RunConfig, digest: str) -> None:
+def refuse_plan_for_another(plan: Fleet, path: Path, config: RunConfig, digest: str) -> None:
     """A plan's model, devices and workload are those of the config."""
     refuse_other_model(plan, path, config, digest)
     devices = config.cluster.devices

@@ -12,7 +12,20 @@ import pytest
 
 from hetero_infer import __version__
 from hetero_infer.cli import main
-from hetero_infer.spec import Choice, Phase, Plan, ProfileRow, ProfileTable, SensitivityTable
+from hetero_infer.planner.estimate import estimate_plan
+from hetero_infer.prepare import request_for
+from hetero_infer.spec import (
+    UNQUANTISED,
+    Choice,
+    Fleet,
+    Phase,
+    Plan,
+    ProfileRow,
+    ProfileTable,
+    RunConfig,
+    SensitivityTable,
+    StagePlan,
+)
 from hetero_infer.spec.profile import EMBEDDING, HEAD
 from tests.tiny_model import write_tiny_model
 
@@ -308,3 +321,81 @@ def test_a_plan_for_another_model_is_not_quantised(
     write_tiny_model(run.path / "tiny", seed=1, with_tokenizer=True, num_hidden_layers=4)
     assert run("quantize", plan_path) == 2
     assert "it is for the model" in one_line_of_error(capsys)
+
+
+@pytest.fixture
+def fleet_path(run: Run, plan_path: Path) -> Path:
+    """In place of the plan, one device for each of two replicas, with 3 and 1 sequences."""
+    plan, request = Plan.load(plan_path), request_for(RunConfig.load(run.config))
+    replicas = []
+    for device, batch_size in zip(plan.devices, (3, 1), strict=True):
+        stages = (StagePlan(device.name, plan.layer_choices),)
+        workload = replace(plan.workload, batch_size=batch_size)
+        replica = replace(plan, stages=stages, workload=workload, prefill_micro_batch_size=1, decode_micro_batch_size=1)
+        estimate = estimate_plan(replica, request.model, request.cluster, request.latency)
+        replicas.append(replace(replica, estimate=estimate))
+    Fleet(tuple(replicas), plan.solver).made_from(plan.inputs_digest).save(plan_path)
+    return plan_path
+
+
+def test_replicas_are_told_together_and_one_by_one(
+    run: Run, fleet_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fleet = Fleet.load(fleet_path)
+    assert run("plan") == 0  # the file is up to date
+    said = capsys.readouterr().out
+    rate = 4 * 8 / max(replica.estimate.total_s for replica in fleet.replicas)
+    assert "replicas    2 at the same time: 4 sequences in " in said and f", {rate:.1f} tokens/s" in said
+    assert [said.count(f"{batch} sequences, 16 prompt") for batch in (3, 1)] == [1, 1]
+
+    for number, replica in enumerate(fleet.replicas):
+        assert run("simulate", fleet_path, "--json", "--replica", number) == 0
+        simulated = json.loads(capsys.readouterr().out)
+        assert simulated["makespan_s"] == pytest.approx(replica.estimate.total_s, rel=1e-9)
+        assert run("explain", fleet_path, "--replica", number) == 0
+        said = capsys.readouterr().out
+        assert f"localhost:{number}" in said and f"localhost:{1 - number}" not in said
+
+
+@pytest.mark.parametrize("asked", [(), ("--replica", "2"), ("--replica", "-1")])
+def test_of_several_replicas_one_must_be_asked_for(
+    asked: tuple[str, ...], run: Run, fleet_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for verb in ("simulate", "explain"):
+        assert run(verb, fleet_path, *asked) == 2
+        assert "the plan has the replicas 0 to 1; say which with --replica" in one_line_of_error(capsys)
+
+
+def test_what_one_replica_breaks_is_told_of_that_one(
+    run: Run, fleet_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fleet = Fleet.load(fleet_path)
+    assert run("check", fleet_path) == 0
+    assert capsys.readouterr().out == "the plan can run and keeps its quality limit\n"
+    worse = replace(fleet.replicas[1], stages=(StagePlan("localhost:1", (Choice(3, 64),) * 6),))
+    replace(fleet, replicas=(fleet.replicas[0], worse)).save(fleet_path)
+    assert run("check", fleet_path, "--json") == 3
+    violations = json.loads(capsys.readouterr().out)["violations"]
+    assert violations and all(each.startswith("replica 1: ") for each in violations)
+
+
+def test_layers_are_quantised_for_all_replicas_or_for_some_devices(
+    run: Run, fleet_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fleet = Fleet.load(fleet_path)
+    bits = {"localhost:0": Choice(8, 64), "localhost:1": Choice(4, 64)}
+    stages = [StagePlan(device, (UNQUANTISED, *[choice] * 4, UNQUANTISED)) for device, choice in bits.items()]
+    replicas = (replace(one, stages=(stage,)) for one, stage in zip(fleet.replicas, stages, strict=True))
+    replace(fleet, replicas=tuple(replicas)).save(fleet_path)
+
+    def made() -> set[str]:
+        return {path.name.split("-")[1] for path in (run.path / "out" / "checkpoint").glob("layer*")}
+
+    assert run("quantize", fleet_path, "--devices", "localhost:1") == 0 and made() == {"4g64"}
+    assert run("quantize", fleet_path) == 0 and made() == {"4g64", "8g64"}
+    capsys.readouterr()
+    found = []
+    for number in range(2):
+        assert run("evaluate", run.path / "out" / "checkpoint", "--json", "--replica", number) == 0
+        found.append(json.loads(capsys.readouterr().out)["perplexity"])
+    assert found[0] != found[1]
