@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hetero_infer import __version__
-from hetero_infer.spec import HeteroInferError, InputError, Link, Plan, RunConfig
+from hetero_infer.spec import UNQUANTISED, HeteroInferError, InputError, Link, Plan, RunConfig
 from hetero_infer.spec.errors import one_line
 
 
@@ -90,7 +90,14 @@ def _sensitivity(args: argparse.Namespace) -> int:
     config = RunConfig.load(args.config).writing_to("sensitivity", args.output)
     folder = ModelFolder(config.model)
     windows = prepare.calibration_windows(folder, config)
-    table = measure_sensitivity(folder, config.choices, windows, args.method)
+    table = measure_sensitivity(
+        folder,
+        config.choices,
+        windows,
+        args.method,
+        embedding_choices=config.embedding_choices,
+        head_choices=config.head_choices,
+    )
     path = config.sensitivity
     table.save(path)
     rows = [["layer", *(str(choice) for choice in table.choices)]]
@@ -206,13 +213,14 @@ def _evaluate(args: argparse.Namespace) -> int:
 
     config = RunConfig.load(args.config)
     folder = ModelFolder(config.model)
-    choices, shards = None, None
+    choices, shards, ends = None, None, (UNQUANTISED, UNQUANTISED)
     if args.checkpoint:
         path = args.plan or config.plan
         plan = Plan.load(path)
         prepare.refuse_other_model(plan, path, config, folder.digest)
-        choices, shards = plan.decoder_choices, ShardStore.of_model(args.checkpoint, folder.digest)
-    model = single_process_model(folder, choices, shards)
+        shards = ShardStore.of_model(args.checkpoint, folder.digest)
+        choices, ends = plan.decoder_choices, (plan.embedding_choice, plan.head_choice)
+    model = single_process_model(folder, choices, shards, ends=ends)
     found = measure_perplexity(model, folder, args.text or config.text)
     facts = asdict(found) | {"perplexity": found.perplexity, "bits_per_byte": found.bits_per_byte}
     _show(

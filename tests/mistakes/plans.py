@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from tests.mistakes.mistake import QUANTIZE, SIMULATE, Mistake, edited, replaced
+from tests.mistakes.mistake import CHECK, QUANTIZE, SIMULATE, Mistake, edited, replaced
 
 Content = dict[str, Any]
 
