@@ -86,6 +86,7 @@ def _sensitivity(args: argparse.Namespace) -> int:
     from hetero_infer.checkpoint.model_folder import ModelFolder
     from hetero_infer.measure.indicator import measure_sensitivity
     from hetero_infer.report import text_table
+    from hetero_infer.spec.sensitivity import ENDS
 
     config = RunConfig.load(args.config).writing_to("sensitivity", args.output)
     folder = ModelFolder(config.model)
@@ -100,9 +101,16 @@ def _sensitivity(args: argparse.Namespace) -> int:
     )
     path = config.sensitivity
     table.save(path)
-    rows = [["layer", *(str(choice) for choice in table.choices)]]
-    rows += [[str(layer), *(f"{value:.5f}" for value in values)] for layer, values in enumerate(table.omega)]
-    _show(args, {"sensitivity": str(path), "omega": table.omega}, f"{text_table(rows)}\n{table.unit}, {path}")
+    choices = sorted({*table.choices, *table.embedding, *table.head})
+    omega = {str(layer): dict(zip(table.choices, values, strict=True)) for layer, values in enumerate(table.omega)}
+    omega |= {kind: table.of_kind(kind) for kind in ENDS}
+    rows = [["layer", *map(str, choices)]]
+    rows += [
+        [layer, *(f"{of[choice]:.5f}" if choice in of else "" for choice in choices)] for layer, of in omega.items()
+    ]
+    facts = {"sensitivity": str(path), "omega": table.omega}
+    facts |= {kind: {str(choice): value for choice, value in table.of_kind(kind).items()} for kind in ENDS}
+    _show(args, facts, f"{text_table(rows)}\n{table.unit}, {path}")
     return 0
 
 

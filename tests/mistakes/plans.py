@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from tests.mistakes.mistake import CHECK, QUANTIZE, SIMULATE, Mistake, edited, replaced
+from tests.mistakes.mistake import QUANTIZE, SIMULATE, Mistake, edited, replaced
 
 Content = dict[str, Any]
 
@@ -149,8 +149,3 @@ def that_cannot_run() -> Iterator[Mistake]:
         content["cluster"][1]["memory_bytes"] = 2**17
 
     yield Mistake("stage 1 (cpu on localhost:1) needs", "plan.json", edited("out/plan.json", small), QUANTIZE, 3)
-
-    def head(content: Content) -> None:
-        content["pipelines"][0]["stages"][-1]["layers"][-1].update(bits=4, group_size=64)
-
-    yield Mistake("no head at 4g64 bits; take a", "plan.json", edited("out/plan.json", head), CHECK, 3)
