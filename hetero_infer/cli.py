@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hetero_infer import __version__
-from hetero_infer.spec import Fleet, HeteroInferError, InputError, Link, Plan, RunConfig
+from hetero_infer.spec import UNQUANTISED, Fleet, HeteroInferError, InputError, Link, Plan, RunConfig
 from hetero_infer.spec.errors import one_line
 
 
@@ -86,16 +86,31 @@ def _sensitivity(args: argparse.Namespace) -> int:
     from hetero_infer.checkpoint.model_folder import ModelFolder
     from hetero_infer.measure.indicator import measure_sensitivity
     from hetero_infer.report import text_table
+    from hetero_infer.spec.sensitivity import ENDS
 
     config = RunConfig.load(args.config).writing_to("sensitivity", args.output)
     folder = ModelFolder(config.model)
     windows = prepare.calibration_windows(folder, config)
-    table = measure_sensitivity(folder, config.choices, windows, args.method)
+    table = measure_sensitivity(
+        folder,
+        config.choices,
+        windows,
+        args.method,
+        embedding_choices=config.embedding_choices,
+        head_choices=config.head_choices,
+    )
     path = config.sensitivity
     table.save(path)
-    rows = [["layer", *(str(choice) for choice in table.choices)]]
-    rows += [[str(layer), *(f"{value:.5f}" for value in values)] for layer, values in enumerate(table.omega)]
-    _show(args, {"sensitivity": str(path), "omega": table.omega}, f"{text_table(rows)}\n{table.unit}, {path}")
+    choices = sorted({*table.choices, *table.embedding, *table.head})
+    omega = {str(layer): dict(zip(table.choices, values, strict=True)) for layer, values in enumerate(table.omega)}
+    omega |= {kind: table.of_kind(kind) for kind in ENDS}
+    rows = [["layer", *map(str, choices)]]
+    rows += [
+        [layer, *(f"{of[choice]:.5f}" if choice in of else "" for choice in choices)] for layer, of in omega.items()
+    ]
+    facts = {"sensitivity": str(path), "omega": table.omega}
+    facts |= {kind: {str(choice): value for choice, value in table.of_kind(kind).items()} for kind in ENDS}
+    _show(args, facts, f"{text_table(rows)}\n{table.unit}, {path}")
     return 0
 
 
@@ -213,14 +228,15 @@ def _evaluate(args: argparse.Namespace) -> int:
 
     config = RunConfig.load(args.config)
     folder = ModelFolder(config.model)
-    choices, shards = None, None
+    choices, shards, ends = None, None, (UNQUANTISED, UNQUANTISED)
     if args.checkpoint:
         path = args.plan or config.plan
         fleet = Fleet.load(path)
         plan = _replica(args, fleet)
         prepare.refuse_other_model(fleet, path, config, folder.digest)
-        choices, shards = plan.decoder_choices, ShardStore.of_model(args.checkpoint, folder.digest)
-    model = single_process_model(folder, choices, shards)
+        shards = ShardStore.of_model(args.checkpoint, folder.digest)
+        choices, ends = plan.decoder_choices, (plan.embedding_choice, plan.head_choice)
+    model = single_process_model(folder, choices, shards, ends=ends)
     found = measure_perplexity(model, folder, args.text or config.text)
     facts = asdict(found) | {"perplexity": found.perplexity, "bits_per_byte": found.bits_per_byte}
     _show(

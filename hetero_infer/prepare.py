@@ -25,6 +25,7 @@ from hetero_infer.spec.cluster import device_to_json
 from hetero_infer.spec.config import DEMO_MODEL
 from hetero_infer.spec.files import digest_of
 from hetero_infer.spec.gpu_type import GPU_TYPES
+from hetero_infer.spec.profile import DECODER, EMBEDDING, HEAD
 
 if TYPE_CHECKING:
     from hetero_infer.checkpoint.model_folder import ModelFolder
@@ -73,6 +74,8 @@ def measure(folder: "ModelFolder", config: RunConfig, path: Path, timed_as: str)
         threads,
         cpu_neighbours(config.cluster.devices, timed_as, cores),
         progress=True,
+        embedding_choices=config.embedding_choices,
+        head_choices=config.head_choices,
     )
     profile = ProfileTable.load_if_there(path).with_measured(measured)
     profile.save(path)
@@ -84,13 +87,22 @@ def sensitivity_for(folder: "ModelFolder", config: RunConfig) -> SensitivityTabl
     windows = calibration_windows(folder, config)
     if config.sensitivity.exists():
         table = SensitivityTable.load(config.sensitivity)
-        if (table.model_digest, table.text_digest) == (folder.digest, windows.digest) and set(config.choices) <= set(
-            table.choices
-        ):
+        has_choices = (
+            set(config.choices) <= set(table.choices)
+            and set(config.embedding_choices) <= table.embedding.keys()
+            and set(config.head_choices) <= table.head.keys()
+        )
+        if has_choices and (table.model_digest, table.text_digest) == (folder.digest, windows.digest):
             return table
     from hetero_infer.measure.indicator import measure_sensitivity
 
-    table = measure_sensitivity(folder, config.choices, windows)
+    table = measure_sensitivity(
+        folder,
+        config.choices,
+        windows,
+        embedding_choices=config.embedding_choices,
+        head_choices=config.head_choices,
+    )
     table.save(config.sensitivity)
     return table
 
@@ -173,9 +185,9 @@ def quantise(
     if violations:
         raise InfeasibleError(f"plan {plan_path}: {'; '.join(violations)}")
     wanted = [
-        (layer, replica.decoder_choices[layer])
+        (folder.spec.layer_at(position), replica.layer_choices[position])
         for replica, stage in map(fleet.stage_on, devices)
-        for layer in replica.decoder_range(stage)
+        for position in range(*replica.bounds[stage : stage + 2])
     ]
     windows = calibration_windows(folder, config)
     quantise_layers(folder, wanted, windows, checkpoint, progress)
@@ -224,10 +236,14 @@ def covers(profile: ProfileTable, spec: ModelSpec, config: RunConfig, timed_as: 
         and (row.hidden_size, row.intermediate_size) == (spec.hidden_size, spec.intermediate_size)
     ]
 
-    def reach(choice: Choice, field: str) -> int:
-        return max(
-            (getattr(row, field) for row in rows if row.layer_kind == "decoder" and row.choice == choice), default=0
-        )
+    def reach(kind: str, choice: Choice, field: str) -> int:
+        return max((getattr(row, field) for row in rows if (row.layer_kind, row.choice) == (kind, choice)), default=0)
+
+    layers = [
+        *((DECODER, choice) for choice in config.choices),
+        *((EMBEDDING, choice) for choice in config.embedding_choices),
+        *((HEAD, choice) for choice in config.head_choices),
+    ]
 
     said = {fact: profile.header.get(f"{timed_as}.{fact}") for fact in ("threads", "neighbours", "cores")}
     cores = int(said["cores"] or 0) or os.cpu_count() or 1
@@ -236,10 +252,10 @@ def covers(profile: ProfileTable, spec: ModelSpec, config: RunConfig, timed_as: 
         "neighbours": str(cpu_neighbours(config.cluster.devices, timed_as, cores)),
     }
     return wanted.items() <= said.items() and all(
-        reach(choice, "batch") >= workload.batch_size
-        and reach(choice, "input_tokens") >= workload.prompt_tokens
-        and reach(choice, "past_tokens") >= workload.cache_tokens - 1
-        for choice in config.choices
+        reach(*layer, "batch") >= workload.batch_size
+        and reach(*layer, "input_tokens") >= workload.prompt_tokens
+        and reach(*layer, "past_tokens") >= workload.cache_tokens - 1
+        for layer in layers
     )
 
 
@@ -262,7 +278,10 @@ def _inputs_digest(config: RunConfig, request: "PlanRequest") -> str:
             ],
             "spec_sheet": [asdict(GPU_TYPES[name]) for name in sorted({d.type for d in devices} & GPU_TYPES.keys())],
             "workload": asdict(request.workload),
-            "choices": [choice.to_json() for choice in request.choices],
+            "choices": [
+                [choice.to_json() for choice in choices]
+                for choices in (request.choices, request.embedding_choices, request.head_choices)
+            ],
             "max_perplexity_increase": request.max_perplexity_increase,
             "planner": [config.planner_time_limit_s, config.planner_gap],
         },

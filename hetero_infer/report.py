@@ -220,11 +220,13 @@ def _choices(plan: Plan, stage: int) -> list[Choice]:
 
 
 def _layers(plan: Plan, stage: int) -> str:
-    """``0–5 (6) + emb``: the decoder layers, and embedding, head or both (`ends`) where they stand."""
+    """``0–5 (6) + emb``: the decoder layers, and embedding, head or both (`ends`) where they stand; ``head at 8`` where
+    it is quantised."""
     layers, last = plan.decoder_range(stage), len(plan.stages) - 1
     decoders = f"{'–'.join(map(str, sorted({layers[0], layers[-1]})))} ({len(layers)})" if layers else ""
-    ends = {0: "emb", last: "head"}.get(stage, "") if last else "ends"
-    return " + ".join(filter(None, [decoders, ends]))
+    ends = [("emb", plan.embedding_choice)] * (stage == 0) + [("head", plan.head_choice)] * (stage == last)
+    words = [f"{name} at {choice.bits}" if choice.is_quantised else name for name, choice in ends]
+    return " + ".join(filter(None, [decoders, *(["ends"] if words == ["emb", "head"] else words)]))
 
 
 def _bits(choices: Sequence[Choice]) -> str:

@@ -239,14 +239,16 @@ def test_check_refuses_a_plan_that_was_changed_for_the_worse(
 ) -> None:
     plan = Plan.load(plan_path)
     stages = [stage.layers for stage in plan.stages]
+    decoders_3 = [tuple(Choice(3, 64) if choice.is_quantised else choice for choice in layers) for layers in stages]
     everywhere_3 = [tuple(Choice(3, 64) for _ in layers) for layers in stages]
     small = tuple(replace(device, memory_bytes=2**18) for device in plan.devices)
     for changed, memory, named in [
         (
             replace(plan, stages=tuple(map(_with_layers, plan.stages, everywhere_3))),
             "2MiB",
-            ("the embedding has 3g64 bits", "the head has 3g64 bits", "is over the limit"),
+            ("no embedding at 3g64 bits", "no head at 3g64 bits"),
         ),
+        (replace(plan, stages=tuple(map(_with_layers, plan.stages, decoders_3))), "2MiB", ("is over the limit",)),
         (replace(plan, devices=small), "256KiB", ("stage 0 (cpu on localhost:0) needs ",)),
     ]:
         run.set_memory(memory)
@@ -257,6 +259,29 @@ def test_check_refuses_a_plan_that_was_changed_for_the_worse(
         assert "Traceback" not in said.err
         assert run("check", run.path / "changed.json", "--json") == 3
         assert len(json.loads(capsys.readouterr().out)["violations"]) >= len(named)
+
+
+def test_a_plan_with_a_quantised_head_is_checked_quantised_and_evaluated(
+    run: Run, plan_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan, eight = Plan.load(plan_path), Choice(8, 64)
+    table_path = run.path / "out" / "sensitivity.json"
+    table = SensitivityTable.load(table_path)
+    replace(table, head={eight: 0.002, UNQUANTISED: 0.0}).save(table_path)
+    stages = (*plan.stages[:-1], _with_layers(plan.stages[-1], (*plan.stages[-1].layers[:-1], eight)))
+    replace(plan, stages=stages).save(run.path / "edited.json")
+    checkpoint = run.path / "checkpoint"
+    assert run("check", run.path / "edited.json") == 0
+    assert run("quantize", run.path / "edited.json", "-o", checkpoint) == 0
+    assert len(list(checkpoint.glob("head-8g64-*.safetensors"))) == 1
+    capsys.readouterr()
+    losses = []
+    for path in (plan_path, run.path / "edited.json"):
+        assert run("quantize", path, "-o", checkpoint) == 0
+        capsys.readouterr()
+        assert run("evaluate", checkpoint, "--plan", path, "--json") == 0
+        losses.append(json.loads(capsys.readouterr().out)["perplexity"])
+    assert losses[0] != losses[1]
 
 
 def test_explain_says_what_binds_of_the_plan_that_was_made(

@@ -81,6 +81,8 @@ def _work(channel: WorkerChannel, survey: Survey, config: RunConfig, rank: int) 
                     cpu_neighbours(survey.devices, timed_as, os.cpu_count() or 1),
                     own.slot,
                     progress=True,
+                    embedding_choices=config.embedding_choices,
+                    head_choices=config.head_choices,
                 )
                 rows = [row_to_json(row) for row in profile.rows]
                 channel.send({"event": "measured", "device": timed_as, "rows": rows, "header": dict(profile.header)})

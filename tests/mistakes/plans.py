@@ -173,8 +173,3 @@ def that_cannot_run() -> Iterator[Mistake]:
         content["cluster"][1]["memory_bytes"] = 2**17
 
     yield Mistake("stage 1 (cpu on localhost:1) needs", "plan.json", edited("out/plan.json", small), QUANTIZE, 3)
-
-    def head(content: Content) -> None:
-        content["pipelines"][0]["stages"][-1]["layers"][-1].update(bits=4, group_size=64)
-
-    yield Mistake("the head has 4g64 bits; only 16 bits", "plan.json", edited("out/plan.json", head), QUANTIZE, 3)
