@@ -101,8 +101,9 @@ def _sensitivity(args: argparse.Namespace) -> int:
 
 def _plan(args: argparse.Namespace) -> int:
     from hetero_infer import prepare
-    from hetero_infer.planner.uniform import why_not_uniform
-    from hetero_infer.report import based_on, labelled, plan_table
+    from hetero_infer.planner.baselines.uniform import why_not_uniform
+    from hetero_infer.planner.compare import baselines, compare
+    from hetero_infer.report import based_on, comparison_text, labelled, plan_table
 
     config = RunConfig.load(args.config).writing_to("plan", args.output)
     request = prepare.request_for(config)
@@ -110,7 +111,12 @@ def _plan(args: argparse.Namespace) -> int:
     why = why_not_uniform(request, plan)
     facts = [("based on", based_on(plan, request.cluster, request.latency)), ("uniform", why)]
     text = "\n".join([plan_table(plan), *(labelled(*fact) for fact in facts)])
-    _show(args, plan.to_json() | {"why_not_uniform": why}, text)
+    content = plan.to_json() | {"why_not_uniform": why}
+    if args.compare:
+        rows = compare(request, plan, baselines(config.planner_time_limit_s))
+        text += f"\n\n{comparison_text(rows)}"
+        content["comparison"] = [row.to_json() for row in rows]
+    _show(args, content, text)
     return 0
 
 
@@ -253,6 +259,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("-o", "--output", type=Path, help="sensitivity.json (default: as the config says)")
     sub = verb("plan", _plan, "the plan; measures first what it lacks")
     sub.add_argument("-o", "--output", type=Path, help="plan.json (default: as the config says)")
+    sub.add_argument("--compare", action="store_true", help="and what others would have planned: the baselines")
     sub = verb("explain", _explain, "which limit binds in a plan, what each device idles, what more would give")
     sub.add_argument("plan", type=Path)
     sub = verb("check", _check, "check a plan again, also one edited by hand")

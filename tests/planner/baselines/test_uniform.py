@@ -4,13 +4,12 @@ from dataclasses import replace
 
 import pytest
 
+from hetero_infer.planner.baselines.uniform import bits_words, uniform_plan, why_not_uniform
 from hetero_infer.planner.estimate import estimate_plan
 from hetero_infer.planner.request import PlanRequest
 from hetero_infer.planner.search import find_plan
-from hetero_infer.planner.uniform import bits_words, uniform_plan, why_not_uniform
 from hetero_infer.spec import UNQUANTISED, Choice, Plan
-
-from .instances import EIGHT, FOUR, THREE, RandomLatency, random_request
+from tests.planner.instances import EIGHT, FOUR, THREE, RandomLatency, random_request
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,139 @@
+"""A plan from its stages alone, or the reason why there is none: what every baseline ends with.
+
+In: devices in pipeline order, each with the choices of its decoder layers. Out: the fastest `Plan` with these stages
+over all micro-batch sizes that fit, by the recurrence, or `NoPlan`.
+"""
+
+import itertools
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from hetero_infer.cost.memory import plan_memory
+from hetero_infer.cost.timeline import decode_seconds, prefill_seconds, recurrence
+from hetero_infer.planner.check import missing_mib
+from hetero_infer.planner.estimate import PlanCosts, estimate_plan
+from hetero_infer.planner.request import PlanRequest
+from hetero_infer.spec.choice import UNQUANTISED, Choice
+from hetero_infer.spec.cluster import Device
+from hetero_infer.spec.plan import Plan, QualityPlan, StagePlan
+from hetero_infer.spec.workload import Phase
+
+JUDGED = 3  # pairs of sizes: the fastest by the closed form are compared by the recurrence
+
+Stages = Sequence[tuple[Device, Sequence[Choice]]]
+
+
+@dataclass(frozen=True)
+class NoPlan:
+    """A baseline's answer where its rule gives nothing that can run."""
+
+    why: str
+
+
+def draft(request: PlanRequest, stages: Stages, prefill_size: int, decode_size: int) -> Plan:
+    """The plan of these stages and sizes; neither checked nor estimated."""
+    plan = Plan(
+        model=request.model_facts,
+        devices=request.cluster.devices,
+        workload=request.workload,
+        stages=with_ends([(device.name, choices) for device, choices in stages]),
+        prefill_micro_batch_size=prefill_size,
+        decode_micro_batch_size=decode_size,
+    )
+    return replace(
+        plan,
+        quality=QualityPlan(
+            max_perplexity_increase=request.max_perplexity_increase,
+            limit=request.omega_limit,
+            predicted=total_omega(request, plan.decoder_choices),
+            unit=request.sensitivity.unit,
+        ),
+    )
+
+
+def with_ends(stages: Sequence[tuple[str, Sequence[Choice]]]) -> tuple[StagePlan, ...]:
+    """The stages with the embedding on the first and the head on the last, unquantised."""
+    last = len(stages) - 1
+    return tuple(
+        StagePlan(name, (UNQUANTISED,) * (stage == 0) + tuple(choices) + (UNQUANTISED,) * (stage == last))
+        for stage, (name, choices) in enumerate(stages)
+    )
+
+
+def best_sized(request: PlanRequest, stages: Stages) -> Plan | NoPlan:
+    """The fastest micro-batch sizes for these stages.
+
+    The closed form is a sum over the phases, so it is worked out for each size once, and not for each pair.
+    """
+    sizes = request.workload.micro_batch_sizes
+    smallest = draft(request, stages, sizes[-1], sizes[-1])
+    why = obstacle(request, smallest)
+    if why:
+        return NoPlan(why)
+    prefill_s, decode_s = {}, {}
+    for size in sizes:
+        costs = costs_of(request, draft(request, stages, size, size))
+        prefill_s[size] = prefill_seconds(costs.of_phase(Phase.PREFILL))
+        decode_s[size] = decode_seconds(costs.of_phase(Phase.DECODE), request.workload.new_tokens)
+    pairs = sorted(itertools.product(sizes, sizes), key=lambda pair: prefill_s[pair[0]] + decode_s[pair[1]])
+    plans = (draft(request, stages, *pair) for pair in pairs)
+    fitting = (plan for plan in plans if lacks_memory(request, plan) is None)
+    best = min(itertools.islice(fitting, JUDGED), key=lambda plan: judged_s(request, plan))
+    return estimated(request, best)
+
+
+def fastest(outcomes: Iterable[Plan | NoPlan]) -> Plan | NoPlan:
+    """The fastest plan by its estimate, or the first reason why there is none."""
+    found = list(outcomes)
+    plans = [outcome for outcome in found if isinstance(outcome, Plan)]
+    return min(plans, key=lambda plan: plan.estimate.total_s if plan.estimate else math.inf, default=found[0])
+
+
+def estimated(request: PlanRequest, plan: Plan) -> Plan:
+    return replace(plan, estimate=estimate_plan(plan, request.model, request.cluster, request.latency))
+
+
+def costs_of(request: PlanRequest, plan: Plan) -> PlanCosts:
+    return PlanCosts(plan, request.model, request.cluster, request.latency)
+
+
+def judged_s(request: PlanRequest, plan: Plan) -> float:
+    """Seconds by the recurrence, which is what the simulation of the schedules takes."""
+    sizes = plan.prefill_micro_batch_size, plan.decode_micro_batch_size
+    return recurrence(costs_of(request, plan), plan.workload, *sizes).total_s
+
+
+def total_omega(request: PlanRequest, choices: Sequence[Choice]) -> float:
+    return math.fsum(request.sensitivity.of(layer, choice) for layer, choice in enumerate(choices))
+
+
+def obstacle(request: PlanRequest, plan: Plan) -> str | None:
+    """The first constraint that a plan breaks, in few words."""
+    return (
+        lacks_memory(request, plan) or _is_not_measured(request, plan) or loses_too_much(request, plan.decoder_choices)
+    )
+
+
+def lacks_memory(request: PlanRequest, plan: Plan) -> str | None:
+    for stage, memory in enumerate(plan_memory(request.model, plan)):
+        device = plan.device_of(stage)
+        if memory.total > device.memory_bytes:
+            return f"lacks {missing_mib(memory.total - device.memory_bytes)} on {device.name}"
+    return None
+
+
+def _is_not_measured(request: PlanRequest, plan: Plan) -> str | None:
+    for stage in range(len(plan.stages)):
+        device = plan.device_of(stage)
+        choices = {plan.decoder_choices[layer] for layer in plan.decoder_range(stage)}
+        if not choices <= set(request.latency.allowed_choices(device, request.choices)):
+            return f"is not measured on a {device.type}"
+    return None
+
+
+def loses_too_much(request: PlanRequest, choices: Sequence[Choice]) -> str | None:
+    loss = total_omega(request, choices)
+    if loss > request.omega_limit:
+        return f"loses {loss:.3f} of {request.omega_limit:.3f} {request.sensitivity.unit}"
+    return None
