@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 from hetero_infer.planner.baselines.adabits import adabits
-from hetero_infer.planner.baselines.draft import NoPlan, total_omega
+from hetero_infer.planner.baselines.draft import NoPlan
 from hetero_infer.planner.baselines.llm_pq_heuristic import llm_pq_heuristic
 from hetero_infer.planner.baselines.llm_pq_ilp import llm_pq_ilp
 from hetero_infer.planner.baselines.memory_proportional import memory_proportional
@@ -80,7 +80,7 @@ def compare(request: PlanRequest, plan: Plan, others: Mapping[str, Baseline]) ->
         if isinstance(outcome, NoPlan):
             return Compared(name, outcome, None, None)
         assert outcome.estimate
-        omega = total_omega(request, outcome.decoder_choices)
+        omega = request.sensitivity.total(outcome.layer_choices)
         return Compared(name, outcome, outcome.estimate.total_s / total_s, omega)
 
     return (compared("this plan", plan), *(compared(name, planner(request)) for name, planner in others.items()))

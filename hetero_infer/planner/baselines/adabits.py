@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
-from hetero_infer.planner.baselines.draft import NoPlan, best_sized, fastest
+from hetero_infer.planner.baselines.draft import NoPlan, best_sized, fastest, with_highest_ends
 from hetero_infer.planner.baselines.memory_proportional import proportional_counts
 from hetero_infer.planner.baselines.uniform import even_counts
 from hetero_infer.planner.least_omega import LeastOmega, TooManyCounts
@@ -28,7 +28,7 @@ Floats = NDArray[np.float64]
 
 def adabits(request: PlanRequest) -> Plan | NoPlan:
     """All devices in hostfile order, the least Σω that fits memory, the best sizes."""
-    devices = request.cluster.devices
+    request, devices = with_highest_ends(request), request.cluster.devices
     sizes = num_micro_batches(request.workload.batch_size, len(devices)), 1
     problems = [build_problem(request, size, size) for size in sizes]
     try:
@@ -112,9 +112,13 @@ class LeastLoss:
 
     def _fits(self, stage: StageTerms, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
         layer_bytes = np.array([stage.layer_bytes.get(choice, math.inf) for choice in self.choices])
-        buffer = stage.dequantise_bytes * rows[:, [choice.is_quantised for choice in self.choices]].any(axis=1)
+        if not stage.ends:
+            return np.zeros(len(rows), dtype=bool)
+        (ends,) = stage.ends
+        is_quantised = [choice.is_quantised for choice in self.choices]
+        buffer = stage.dequantise_bytes * (rows[:, is_quantised].any(axis=1) | ends.is_quantised)
         used = (rows * np.where(rows, layer_bytes, 0)).sum(axis=1)
-        fits: NDArray[np.bool_] = used + buffer <= stage.room_bytes
+        fits: NDArray[np.bool_] = used + buffer + ends.num_bytes <= stage.room_bytes
         return fits
 
     def _choices(self, stage: StageTerms, start: int, length: int) -> tuple[Choice, ...]:
@@ -126,4 +130,5 @@ class LeastLoss:
         return tuple(self.choices[pool[column]] for column in columns)
 
     def _key(self, stage: StageTerms) -> object:
-        return stage.room_bytes, stage.dequantise_bytes, tuple(stage.layer_bytes.items())
+        ends_bytes = tuple(ends.num_bytes for ends in stage.ends)
+        return stage.room_bytes, stage.dequantise_bytes, tuple(stage.layer_bytes.items()), ends_bytes

@@ -13,10 +13,12 @@ from hetero_infer.cost.memory import plan_memory
 from hetero_infer.cost.timeline import decode_seconds, prefill_seconds, recurrence
 from hetero_infer.planner.check import missing_mib
 from hetero_infer.planner.estimate import PlanCosts, estimate_plan
+from hetero_infer.planner.problem import QUALITY_TOLERANCE
 from hetero_infer.planner.request import PlanRequest
-from hetero_infer.spec.choice import UNQUANTISED, Choice
+from hetero_infer.spec.choice import Choice
 from hetero_infer.spec.cluster import Device
 from hetero_infer.spec.plan import Plan, QualityPlan, StagePlan
+from hetero_infer.spec.sensitivity import ENDS
 from hetero_infer.spec.workload import Phase
 
 JUDGED = 3  # pairs of sizes: the fastest by the closed form are compared by the recurrence
@@ -37,7 +39,7 @@ def draft(request: PlanRequest, stages: Stages, prefill_size: int, decode_size: 
         model=request.model_facts,
         devices=request.cluster.devices,
         workload=request.workload,
-        stages=with_ends([(device.name, choices) for device, choices in stages]),
+        stages=with_ends([(device.name, choices) for device, choices in stages], *_highest_ends(request)),
         prefill_micro_batch_size=prefill_size,
         decode_micro_batch_size=decode_size,
     )
@@ -46,19 +48,30 @@ def draft(request: PlanRequest, stages: Stages, prefill_size: int, decode_size: 
         quality=QualityPlan(
             max_perplexity_increase=request.max_perplexity_increase,
             limit=request.omega_limit,
-            predicted=total_omega(request, plan.decoder_choices),
+            predicted=request.sensitivity.total(plan.layer_choices),
             unit=request.sensitivity.unit,
         ),
     )
 
 
-def with_ends(stages: Sequence[tuple[str, Sequence[Choice]]]) -> tuple[StagePlan, ...]:
-    """The stages with the embedding on the first and the head on the last, unquantised."""
+def with_ends(stages: Sequence[tuple[str, Sequence[Choice]]], embedding: Choice, head: Choice) -> tuple[StagePlan, ...]:
+    """The stages with the embedding on the first and the head on the last."""
     last = len(stages) - 1
     return tuple(
-        StagePlan(name, (UNQUANTISED,) * (stage == 0) + tuple(choices) + (UNQUANTISED,) * (stage == last))
+        StagePlan(name, (embedding,) * (stage == 0) + tuple(choices) + (head,) * (stage == last))
         for stage, (name, choices) in enumerate(stages)
     )
+
+
+def with_highest_ends(request: PlanRequest) -> PlanRequest:
+    """No baseline chooses bits for embedding and head: they have the highest that are allowed."""
+    embedding, head = _highest_ends(request)
+    return replace(request, embedding_choices=(embedding,), head_choices=(head,))
+
+
+def _highest_ends(request: PlanRequest) -> tuple[Choice, Choice]:
+    embedding, head = (max(request.end_choices(kind)) for kind in ENDS)
+    return embedding, head
 
 
 def best_sized(request: PlanRequest, stages: Stages) -> Plan | NoPlan:
@@ -104,15 +117,9 @@ def judged_s(request: PlanRequest, plan: Plan) -> float:
     return recurrence(costs_of(request, plan), plan.workload, *sizes).total_s
 
 
-def total_omega(request: PlanRequest, choices: Sequence[Choice]) -> float:
-    return math.fsum(request.sensitivity.of(layer, choice) for layer, choice in enumerate(choices))
-
-
 def obstacle(request: PlanRequest, plan: Plan) -> str | None:
     """The first constraint that a plan breaks, in few words."""
-    return (
-        lacks_memory(request, plan) or _is_not_measured(request, plan) or loses_too_much(request, plan.decoder_choices)
-    )
+    return lacks_memory(request, plan) or _is_not_measured(request, plan) or _loses_too_much(request, plan)
 
 
 def lacks_memory(request: PlanRequest, plan: Plan) -> str | None:
@@ -124,16 +131,21 @@ def lacks_memory(request: PlanRequest, plan: Plan) -> str | None:
 
 
 def _is_not_measured(request: PlanRequest, plan: Plan) -> str | None:
-    for stage in range(len(plan.stages)):
+    allowed = request.latency.allowed_choices
+    last = len(plan.stages) - 1
+    for stage in range(last + 1):
         device = plan.device_of(stage)
         choices = {plan.decoder_choices[layer] for layer in plan.decoder_range(stage)}
-        if not choices <= set(request.latency.allowed_choices(device, request.choices)):
+        if not choices <= set(allowed(device, request.choices)):
             return f"is not measured on a {device.type}"
+        ends = [("embedding", plan.embedding_choice)] * (stage == 0) + [("head", plan.head_choice)] * (stage == last)
+        if not all(allowed(device, (choice,), kind) for kind, choice in ends):
+            return f"has no embedding or head measured on a {device.type}"
     return None
 
 
-def loses_too_much(request: PlanRequest, choices: Sequence[Choice]) -> str | None:
-    loss = total_omega(request, choices)
-    if loss > request.omega_limit:
+def _loses_too_much(request: PlanRequest, plan: Plan) -> str | None:
+    loss, largest = request.sensitivity.total(plan.layer_choices), max(map(max, request.sensitivity.omega))
+    if loss > request.omega_limit + QUALITY_TOLERANCE * largest:
         return f"loses {loss:.3f} of {request.omega_limit:.3f} {request.sensitivity.unit}"
     return None

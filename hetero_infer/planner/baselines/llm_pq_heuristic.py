@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from hetero_infer.planner.baselines.adabits import LeastLoss
 from hetero_infer.planner.baselines.draft import NoPlan, draft, estimated, obstacle
-from hetero_infer.planner.baselines.llm_pq import candidates, their_seconds, weights
+from hetero_infer.planner.baselines.llm_pq import candidates, their_seconds
 from hetero_infer.planner.least_omega import TooManyCounts
 from hetero_infer.planner.problem import QUALITY_TOLERANCE, LayerChoices, PlanningProblem
 from hetero_infer.planner.request import PlanRequest
@@ -27,6 +27,8 @@ FASTER = 1 - 1e-9  # a smaller gain is rounding
 def llm_pq_heuristic(request: PlanRequest) -> Plan | NoPlan:
     """The plan with fewest of the authors' seconds over their orders and sizes."""
     problems = candidates(request)
+    if not problems:
+        return NoPlan("fits no order of the types")
     try:
         least = LeastLoss(problems)
     except TooManyCounts:
@@ -52,26 +54,27 @@ class _State:
 
     @property
     def seconds(self) -> float:
-        return their_seconds(self.problem, [count_choices(stage) for stage in self.layers])
+        return their_seconds(self.problem, self.layers)
 
     @property
     def is_allowed(self) -> bool:
         problem = self.problem
-        return problem.total_omega(
-            self.layers
-        ) <= problem.omega_limit + QUALITY_TOLERANCE * problem.omega_scale and all(
-            set(layers) <= set(stage.choices) and stage.used_bytes(count_choices(layers)) <= stage.device.memory_bytes
+        limit = problem.omega_limit + QUALITY_TOLERANCE * problem.omega_scale
+        return problem.total_omega(self.layers, [stage.ends[0] for stage in problem.stages]) <= limit and all(
+            set(layers) <= set(stage.choices)
+            and stage.used_bytes(count_choices(layers), stage.ends[0]) <= stage.device.memory_bytes
             for stage, layers in zip(problem.stages, self.layers, strict=True)
         )
 
     def slowest_first(self) -> list[int]:
         """Stages by what they add to the time where they are the slowest."""
-        _, slowest = weights(self.problem)
-        counts = [count_choices(stage) for stage in self.layers]
-        costs = {phase: self.problem.phase_costs(phase, counts).compute_s for phase in Phase}
-        return sorted(
-            range(len(self.layers)), key=lambda stage: -sum(slowest[phase] * costs[phase][stage] for phase in Phase)
-        )
+
+        def adds_s(j: int) -> float:
+            stage, counts = self.problem.stages[j], count_choices(self.layers[j])
+            slowest = self.problem.objective.slowest
+            return sum(slowest[phase] * stage.compute_s(phase, counts, stage.ends[0]) for phase in Phase)
+
+        return sorted(range(len(self.layers)), key=adds_s, reverse=True)
 
     def with_layer_moved(self, source: int, target: int) -> "_State":
         """The stages between them hand a layer on; every layer keeps its choice."""

@@ -18,11 +18,10 @@ from pyomo.contrib.solver.common.results import TerminationCondition
 from pyomo.contrib.solver.solvers.highs import Highs
 
 from hetero_infer.planner.baselines.draft import NoPlan, draft, estimated, obstacle
-from hetero_infer.planner.baselines.llm_pq import candidates, their_seconds, weights
-from hetero_infer.planner.baselines.terms import fixed_s
+from hetero_infer.planner.baselines.llm_pq import candidates, their_seconds
 from hetero_infer.planner.problem import LayerChoices, PlanningProblem
 from hetero_infer.planner.request import PlanRequest
-from hetero_infer.planner.solver import TOLERANCE, count_choices, highs_version
+from hetero_infer.planner.solver import TOLERANCE, highs_version
 from hetero_infer.spec.plan import Plan, SolverReport
 from hetero_infer.spec.workload import Phase
 
@@ -61,16 +60,16 @@ def run_llm_pq_ilp(request: PlanRequest, *, time_limit_s: float) -> IlpRun:
             continue
         answers.append(_solve(problem, left_s / (len(problems) - position)))
     seconds = time.monotonic() - started_s
-    bound_s = min(answer.bound_s for answer in answers)
-    problem, best = min(zip(problems, answers, strict=True), key=lambda pair: pair[1].objective_s)
-    is_proven = best.objective_s <= bound_s / (1 - GAP)
-    if best.layers is None:
+    bound_s = min((answer.bound_s for answer in answers), default=math.inf)
+    best = min(answers, key=lambda answer: answer.objective_s, default=None)
+    if best is None or best.layers is None:
         return IlpRun(None, seconds, "infeasible" if math.isinf(bound_s) else "time limit", None)
+    problem = problems[answers.index(best)]
     stages = list(zip((stage.device for stage in problem.stages), best.layers, strict=True))
     plan = draft(request, stages, *(problem.micro_batch_size[phase] for phase in Phase))
     assert obstacle(request, plan) is None, "HiGHS broke a limit"
     gap = max(0.0, 1 - bound_s / best.objective_s)
-    status = "optimal" if is_proven else "time limit"
+    status = "optimal" if best.objective_s * (1 - GAP) <= bound_s else "time limit"
     report = SolverReport(f"LLM-PQ's ILP, highs {highs_version()}", status, best.objective_s, bound_s, gap, seconds)
     return IlpRun(estimated(request, replace(plan, solver=report)), seconds, status, gap)
 
@@ -78,7 +77,7 @@ def run_llm_pq_ilp(request: PlanRequest, *, time_limit_s: float) -> IlpRun:
 def plain_formulation(problem: PlanningProblem) -> pyo.ConcreteModel:
     """Seconds are in units of a typical total, bytes in units of a device's room, ω of the largest."""
     scale_s = problem.typical_s
-    passes, slowest = weights(problem)
+    passes, slowest = problem.objective.passes, problem.objective.slowest
     m = pyo.ConcreteModel()
     m.layers = pyo.RangeSet(0, problem.num_layers - 1)
     m.stages = pyo.RangeSet(0, len(problem.stages) - 1)
@@ -119,24 +118,21 @@ def plain_formulation(problem: PlanningProblem) -> pyo.ConcreteModel:
     def memory(m: Any, j: int) -> Any:
         stage = problem.stages[j]
         layers = (stage.layer_bytes[choice] * m.z[i, j, b] for i in m.layers for b, choice in enumerate(stage.choices))
-        return (sum(layers) + stage.dequantise_bytes * m.q[j]) / stage.room_bytes <= 1
+        room = stage.room_bytes - stage.ends[0].num_bytes
+        return (sum(layers) + stage.dequantise_bytes * m.q[j]) / room <= 1
 
     if math.isfinite(problem.omega_limit):
-        m.quality = pyo.Constraint(
-            expr=sum(
-                problem.omega[i][problem.stages[j].choices[b]] * m.z[i, j, b] for i in m.layers for j, b in m.choices
-            )
-            / problem.omega_scale
-            <= problem.omega_limit / problem.omega_scale,
-            doc="Σ ω ≤ Ω",
+        loss = sum(stage.ends[0].omega for stage in problem.stages) + sum(
+            problem.omega[i][problem.stages[j].choices[b]] * m.z[i, j, b] for i in m.layers for j, b in m.choices
         )
+        m.quality = pyo.Constraint(expr=(loss - problem.omega_limit) / problem.omega_scale <= 0, doc="Σ ω ≤ Ω")
 
     def compute(phase: Phase, j: int) -> Any:
         stage = problem.stages[j]
         layers = (
             stage.layer_s[phase][choice] * m.z[i, j, b] for i in m.layers for b, choice in enumerate(stage.choices)
         )
-        return (fixed_s(stage, phase) + sum(layers)) / scale_s
+        return (stage.ends[0].seconds[phase] + sum(layers)) / scale_s
 
     def wires(phase: Phase) -> list[float]:
         return [seconds / scale_s for seconds in (*problem.send_s[phase], problem.return_s[phase])]
@@ -145,6 +141,8 @@ def plain_formulation(problem: PlanningProblem) -> pyo.ConcreteModel:
     def station(m: Any, phase: Phase, j: int) -> Any:
         return m.slowest[phase] >= compute(phase, j)
 
+    for j, stage in enumerate(problem.stages):
+        m.q[j].setlb(int(stage.ends[0].is_quantised))
     for phase in Phase:
         m.slowest[phase].setlb(max(wires(phase)))
     m.seconds = pyo.Objective(
@@ -189,7 +187,7 @@ def _solve(problem: PlanningProblem, time_limit_s: float) -> _Answer:
         return _Answer(None, math.inf, bound_s)
     results.solution_loader.load_vars()
     layers = _read_off(problem, model)
-    objective_s = their_seconds(problem, [count_choices(stage) for stage in layers])
+    objective_s = their_seconds(problem, layers)
     return _Answer(layers, objective_s, min(bound_s, objective_s))
 
 

@@ -13,11 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from hetero_infer.cost.comm import activation_message_bytes
-from hetero_infer.planner.baselines.draft import NoPlan, Stages, best_sized, fastest, loses_too_much
-from hetero_infer.planner.baselines.terms import fixed_s, stage_terms
+from hetero_infer.planner.baselines.draft import NoPlan, Stages, best_sized, fastest, with_highest_ends
 from hetero_infer.planner.baselines.uniform import highest_bits
 from hetero_infer.planner.device_classes import DeviceClass, device_classes, link_between
+from hetero_infer.planner.problem import send_seconds, stage_terms
 from hetero_infer.planner.request import PlanRequest
 from hetero_infer.spec.choice import Choice
 from hetero_infer.spec.plan import Plan
@@ -30,13 +29,11 @@ EQUAL = 1 + 1e-9  # stations that differ by less count as equally slow
 def pipeedge(request: PlanRequest) -> Plan | NoPlan:
     """The highest bits at which some partition fits; of the partitions for each size and phase the fastest, by the
     recurrence with the best sizes."""
+    request = with_highest_ends(request)
     classes = device_classes(request.cluster)
     sizes = request.workload.micro_batch_sizes
 
     def at(choice: Choice) -> Plan | NoPlan:
-        why = loses_too_much(request, [choice] * request.model.num_hidden_layers)
-        if why:
-            return NoPlan(why)
         paths = dict.fromkeys(
             Stations.of(request, classes, choice, phase, size).balanced_path()
             for phase, size in itertools.product(Phase, sizes)
@@ -72,16 +69,14 @@ class Stations:
             stage = stage_terms(
                 request, device_class.example, dict.fromkeys(Phase, size), is_first=is_first, is_last=is_last
             )
-            if choice not in stage.choices:
+            if choice not in stage.choices or not stage.ends:
                 return np.full(len(layers), np.inf)
-            seconds = fixed_s(stage, phase) + stage.layer_s[phase][choice] * layers
+            seconds = stage.ends[0].seconds[phase] + stage.layer_s[phase][choice] * layers
             return np.where((layers > 0) & (layers <= stage.most_layers(choice)), seconds, np.inf)
 
         def send_s(source: DeviceClass, target: DeviceClass) -> float:
-            tokens = size * request.workload.prompt_tokens if phase is Phase.PREFILL else size
-            element_bytes = source.example.element_bytes
-            num_bytes = activation_message_bytes(phase, size, tokens, request.model.hidden_size, element_bytes)
-            return link_between(request.cluster, source, target).seconds(num_bytes)
+            link = link_between(request.cluster, source, target)
+            return send_seconds(request, link, source.example, phase, size)
 
         return cls(
             multiplicity=tuple(len(device_class.devices) for device_class in classes),

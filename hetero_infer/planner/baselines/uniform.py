@@ -44,7 +44,13 @@ def uniform_plan(plan: Plan, choice: Choice) -> Plan:
     """`plan` with its decoder layers spread evenly and all at `choice`; no estimate, no proof."""
     counts = even_counts(plan.model["num_hidden_layers"], len(plan.stages))
     stages = [(old.device, (choice,) * count) for old, count in zip(plan.stages, counts, strict=True)]
-    return replace(plan, stages=with_ends(stages), estimate=None, quality=None, solver=None)
+    return replace(
+        plan,
+        stages=with_ends(stages, plan.embedding_choice, plan.head_choice),
+        estimate=None,
+        quality=None,
+        solver=None,
+    )
 
 
 def why_not_uniform(request: PlanRequest, plan: Plan) -> str:

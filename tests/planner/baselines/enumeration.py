@@ -1,7 +1,8 @@
 """Every partition of a tiny request, with costs asked of the latency model and `cost/memory.py` and of nobody else."""
 
 import itertools
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterable, Iterator, Sequence
 
 from hetero_infer.cost.memory import plan_memory
 from hetero_infer.planner.baselines.draft import Stages, draft
@@ -39,18 +40,27 @@ def partitions(request: PlanRequest, choice: Choice) -> Iterator[Stages]:
 
 def can_run(request: PlanRequest, plan: Plan) -> bool:
     """Fits memory, at choices that its devices have."""
-    for stage, memory in enumerate(plan_memory(request.model, plan)):
-        device = plan.device_of(stage)
-        choices = {plan.decoder_choices[layer] for layer in plan.decoder_range(stage)}
-        if memory.total > device.memory_bytes:
-            return False
-        if not choices <= set(request.latency.allowed_choices(device, request.choices)):
-            return False
-    return True
+    allowed = request.latency.allowed_choices
+    devices = [plan.device_of(stage) for stage in range(len(plan.stages))]
+    memory = plan_memory(request.model, plan)
+    return (
+        all(used.total <= device.memory_bytes for used, device in zip(memory, devices, strict=True))
+        and bool(allowed(devices[0], (plan.embedding_choice,), "embedding"))
+        and bool(allowed(devices[-1], (plan.head_choice,), "head"))
+        and all(
+            plan.decoder_choices[layer] in allowed(device, request.choices)
+            for stage, device in enumerate(devices)
+            for layer in plan.decoder_range(stage)
+        )
+    )
 
 
 def phase_costs(request: PlanRequest, plan: Plan, phase: Phase):  # type: ignore[no-untyped-def]
     return PlanCosts(plan, request.model, request.cluster, request.latency).of_phase(phase)
+
+
+def omega_of(request: PlanRequest, choices: Iterable[Choice]) -> float:
+    return math.fsum(request.sensitivity.of(layer, choice) for layer, choice in enumerate(choices))
 
 
 def at_sizes(request: PlanRequest, stages: Stages, prefill_size: int, decode_size: int) -> Plan | None:

@@ -7,11 +7,11 @@ import pytest
 
 from hetero_infer.planner.baselines.draft import NoPlan, best_sized, judged_s
 from hetero_infer.planner.baselines.memory_proportional import proportional_counts
+from hetero_infer.planner.baselines.pipeedge import pipeedge
 from hetero_infer.planner.baselines.uniform import uniform
 from hetero_infer.planner.check import check_plan
 from hetero_infer.planner.compare import baselines, compare
-from hetero_infer.planner.search import find_plan
-from hetero_infer.spec import InfeasibleError, Plan
+from hetero_infer.spec import Plan
 from tests.planner.instances import random_request
 
 from .enumeration import at_sizes
@@ -56,13 +56,11 @@ def test_layers_follow_memory_and_no_device_is_left_out() -> None:
 
 
 def test_a_comparison_puts_the_plan_first_and_the_others_beside_it() -> None:
-    request = next(r for r in map(random_request, range(30)) if isinstance(uniform(r), Plan))
-    try:
-        plan = find_plan(request, time_limit_s=60, gap=0)
-    except InfeasibleError:
-        pytest.fail("an even split fits")
-    this, even = compare(request, plan, {"uniform": uniform})
+    request = next(r for r in map(random_request, range(60)) if isinstance(uniform(r), Plan))
+    plan = uniform(request)
+    assert isinstance(plan, Plan) and plan.estimate
+    this, pipe, none = compare(request, plan, {"PipeEdge": pipeedge, "nobody": lambda _: NoPlan("has no rule")})
     assert this.slower == 1 and this.outcome is plan
-    assert even.estimate and plan.estimate
-    assert even.slower == pytest.approx(even.estimate.total_s / plan.estimate.total_s)
-    assert 0 < even.fullest[1] <= 1 and even.to_json()["omega"] == even.omega
+    assert pipe.estimate and pipe.slower == pytest.approx(pipe.estimate.total_s / plan.estimate.total_s)
+    assert 0 < pipe.fullest[1] <= 1 and pipe.to_json()["omega"] == pipe.omega
+    assert none.estimate is None and none.to_json() == {"name": "nobody", "why_none": "has no rule"}

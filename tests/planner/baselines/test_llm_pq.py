@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from hetero_infer.planner.baselines.draft import NoPlan, total_omega
+from hetero_infer.planner.baselines.draft import NoPlan
 from hetero_infer.planner.baselines.llm_pq import orders
 from hetero_infer.planner.baselines.llm_pq_heuristic import llm_pq_heuristic
 from hetero_infer.planner.baselines.llm_pq_ilp import run_llm_pq_ilp
@@ -13,7 +13,7 @@ from hetero_infer.planner.request import PlanRequest
 from hetero_infer.spec import Device, Phase, Plan
 from tests.planner.instances import random_request
 
-from .enumeration import assignments, at_sizes, phase_costs
+from .enumeration import assignments, at_sizes, omega_of, phase_costs
 
 
 def their_seconds(request: PlanRequest, plan: Plan) -> float:
@@ -33,7 +33,7 @@ def least_seconds(request: PlanRequest) -> float:
     best = math.inf
     for order in orders(devices):
         for stages in assignments(request, order):
-            if total_omega(request, [c for _, choices in stages for c in choices]) > request.omega_limit:
+            if omega_of(request, [c for _, choices in stages for c in choices]) > request.omega_limit:
                 continue
             for size in (size for size in range(1, decode_size + 1) if decode_size % size == 0):
                 plan = at_sizes(request, stages, size, decode_size)
