@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hetero_infer import __version__
-from hetero_infer.spec import HeteroInferError, InputError, Link, Plan, RunConfig
+from hetero_infer.spec import HeteroInferError, InputError, Link, Objective, Plan, RunConfig
 from hetero_infer.spec.errors import one_line
 
 
@@ -102,7 +102,7 @@ def _sensitivity(args: argparse.Namespace) -> int:
 def _plan(args: argparse.Namespace) -> int:
     from hetero_infer import prepare
     from hetero_infer.planner.baselines.uniform import why_not_uniform
-    from hetero_infer.planner.compare import baselines, compare
+    from hetero_infer.planner.compare import all_planners, compare
     from hetero_infer.report import based_on, comparison_text, labelled, plan_table
 
     config = RunConfig.load(args.config).writing_to("plan", args.output)
@@ -110,10 +110,12 @@ def _plan(args: argparse.Namespace) -> int:
     plan = prepare.plan_for(config, request, config.plan)
     why = why_not_uniform(request, plan)
     facts = [("based on", based_on(plan, request.cluster, request.latency)), ("uniform", why)]
+    if config.planner_objective is Objective.LLM_PQ:
+        facts.append(("objective", "LLM-PQ's, for comparison only: the solver's seconds are as its code counts them"))
     text = "\n".join([plan_table(plan), *(labelled(*fact) for fact in facts)])
     content = plan.to_json() | {"why_not_uniform": why}
     if args.compare:
-        rows = compare(request, plan, baselines(config.planner_time_limit_s))
+        rows = compare(request, plan, all_planners(config.planner_time_limit_s, config.planner_gap))
         text += f"\n\n{comparison_text(rows)}"
         content["comparison"] = [row.to_json() for row in rows]
     _show(args, content, text)

@@ -1,7 +1,7 @@
 """A plan beside what others would have planned: all at the same costs, limits and judge, the recurrence."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -13,6 +13,9 @@ from hetero_infer.planner.baselines.memory_proportional import memory_proportion
 from hetero_infer.planner.baselines.pipeedge import pipeedge
 from hetero_infer.planner.baselines.uniform import uniform
 from hetero_infer.planner.request import PlanRequest
+from hetero_infer.planner.search import find_plan
+from hetero_infer.spec.errors import HeteroInferError, one_line
+from hetero_infer.spec.objective import Objective
 from hetero_infer.spec.plan import Plan, PlanEstimate
 
 Baseline = Callable[[PlanRequest], Plan | NoPlan]
@@ -71,6 +74,12 @@ def baselines(time_limit_s: float) -> Mapping[str, Baseline]:
     }
 
 
+def all_planners(time_limit_s: float, gap: float) -> Mapping[str, Baseline]:
+    """The baselines, and our search, over all orders, subsets and sizes, with LLM-PQ's objective."""
+    theirs = partial(_with_their_objective, time_limit_s=time_limit_s, gap=gap)
+    return {**baselines(time_limit_s), "LLM-PQ's objective": theirs}
+
+
 def compare(request: PlanRequest, plan: Plan, others: Mapping[str, Baseline]) -> tuple[Compared, ...]:
     """`plan`, which has its estimate, and then each of the others."""
     assert plan.estimate
@@ -84,3 +93,10 @@ def compare(request: PlanRequest, plan: Plan, others: Mapping[str, Baseline]) ->
         return Compared(name, outcome, outcome.estimate.total_s / total_s, omega)
 
     return (compared("this plan", plan), *(compared(name, planner(request)) for name, planner in others.items()))
+
+
+def _with_their_objective(request: PlanRequest, *, time_limit_s: float, gap: float) -> Plan | NoPlan:
+    try:
+        return find_plan(replace(request, objective=Objective.LLM_PQ), time_limit_s=time_limit_s, gap=gap)
+    except HeteroInferError as error:
+        return NoPlan(one_line(error))

@@ -6,6 +6,7 @@ each, Llama's: `embed_tokens`, `input_layernorm`, `self_attn.q_proj`, `mlp.up_pr
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -142,7 +143,7 @@ class ModelSpec:
         """Of the pipeline: the decoder layers, the embedding and the head."""
         return self.num_hidden_layers + 2
 
-    @property
+    @cached_property
     def linears(self) -> dict[str, Linear]:
         """Those of one decoder layer, by part: what a choice below 16 bits quantises."""
         hidden, inner = self.hidden_size, self.intermediate_size

@@ -9,6 +9,7 @@ seconds are theirs (`llm_pq.py`).
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from hetero_infer.planner.baselines.adabits import LeastLoss
 from hetero_infer.planner.baselines.draft import NoPlan, draft, estimated, obstacle
@@ -52,7 +53,7 @@ class _State:
     problem: PlanningProblem
     layers: LayerChoices
 
-    @property
+    @cached_property
     def seconds(self) -> float:
         return their_seconds(self.problem, self.layers)
 
@@ -99,10 +100,10 @@ class _State:
 
 def _descend(state: _State) -> _State:
     while True:
-        slower = [other for other in _neighbours(state) if other.seconds < state.seconds * FASTER and other.is_allowed]
-        if not slower:
+        faster = [other for other in _neighbours(state) if other.seconds < state.seconds * FASTER and other.is_allowed]
+        if not faster:
             return state
-        state = min(slower, key=lambda other: other.seconds)
+        state = min(faster, key=lambda other: other.seconds)
 
 
 def _neighbours(state: _State) -> Iterator[_State]:
