@@ -109,15 +109,15 @@ def measure_published_kernels(shared: Path) -> Section:
     return _each(title, _duels(jobs), ILP_LIMIT_S["measured"])
 
 
-def measure_random_clusters(shared: Path) -> Section:
+def measure_random_clusters(_: Path) -> Section:
     """`NUM_RANDOM` clusters for which there is a plan at all, from `FIRST_SEED` on."""
-    del shared
     limit_s = ILP_LIMIT_S["random"]
-    seeds, duels = iter(range(FIRST_SEED, 100 * NUM_RANDOM)), list[Duel]()
-    last = FIRST_SEED
+    duels: list[Duel] = []
+    last = FIRST_SEED - 1
     while len(duels) < NUM_RANDOM:
-        taken = [last := next(seeds) for _ in range(NUM_RANDOM - len(duels))]
-        duels += _duels(Job(f"seed {seed}", partial(random_cluster_request, seed), limit_s) for seed in taken)
+        seeds = range(last + 1, last + 1 + NUM_RANDOM - len(duels))
+        duels += _duels([Job(f"seed {seed}", partial(random_cluster_request, seed), limit_s) for seed in seeds])
+        last = seeds[-1]
     names = list(baselines(limit_s))
     table = []
     for name in names:
@@ -131,12 +131,12 @@ def measure_random_clusters(shared: Path) -> Section:
             )
         )
     best = [duel.nearest.slower for duel in duels if duel.nearest and duel.nearest.slower]
-    narrow = Counter(_why(duel) for duel in duels if duel.nearest and (duel.nearest.slower or 2) < LITTLE)
+    narrow = Counter(why_near(duel) for duel in duels if duel.nearest and (duel.nearest.slower or 2) < LITTLE)
     return Section(
         f"{len(duels)} random clusters (seeds {FIRST_SEED} to {last}): seconds of each baseline over ours",
         ("baseline", "has a plan", "least", "geometric mean", "most", "times the nearest"),
         table,
-        [_demand(duels)],
+        [demand(duels)],
         [
             "2 to 8 devices of 2 to 4 types on 1 to 3 hosts, 12 to 24 layers, roofline; seeds without any plan are "
             f"left out. LLM-PQ's ILP had {limit_s:g} s a cluster, for all its orders and sizes.",
@@ -188,12 +188,12 @@ def _each(title: str, duels: Sequence[Duel], ilp_limit_s: float) -> Section:
         title,
         ("cluster", "tokens/s", *names),
         [*table, ("geometric mean", "", *(f"{mean:.3f}" for mean in means))],
-        [_demand(duels)],
+        [demand(duels)],
         [
             f"none: no plan within memory and Ω by that rule. LLM-PQ's ILP had {ilp_limit_s:g} s, for all its orders "
             "and sizes.",
             *(
-                f"{duel.name}: {_why(duel)} ({duel.nearest.slower:.3f})"
+                f"{duel.name}: {why_near(duel)} ({duel.nearest.slower:.3f})"
                 for duel in duels
                 if duel.nearest and duel.nearest.slower and duel.nearest.slower < LITTLE
             ),
@@ -202,7 +202,7 @@ def _each(title: str, duels: Sequence[Duel], ilp_limit_s: float) -> Section:
     )
 
 
-def _demand(duels: Sequence[Duel]) -> Demand:
+def demand(duels: Sequence[Duel]) -> Demand:
     lost = [duel for duel in duels if not duel.is_won]
     says = f"no baseline is faster than ours beyond the gap, on {len(duels)} clusters"
     if lost:
@@ -212,7 +212,7 @@ def _demand(duels: Sequence[Duel]) -> Demand:
     return Demand(says, not lost)
 
 
-def _why(duel: Duel) -> str:
+def why_near(duel: Duel) -> str:
     """What the nearest baseline has in common with our plan."""
     nearest = duel.nearest
     assert nearest and isinstance(nearest.outcome, Plan)
@@ -253,5 +253,5 @@ def _facts(duel: Duel) -> dict[str, object]:
         "gap": solver and solver.gap,
         "slower": dict(duel.others),
         "why_none": {row.name: row.outcome.why for row in duel.rows if isinstance(row.outcome, NoPlan)},
-        "nearest": duel.nearest and {"name": duel.nearest.name, "why_near": _why(duel)},
+        "nearest": duel.nearest and {"name": duel.nearest.name, "why_near": why_near(duel)},
     }
