@@ -60,28 +60,19 @@ class LeastLoss:
     def partitions(self, problem: PlanningProblem) -> list[LayerChoices]:
         """That of least loss, the even one and the one by memory, each with its bits of least loss, where they fit."""
         num_layers, num_stages = problem.num_layers, len(problem.stages)
-        counts = {
-            tuple(even_counts(num_layers, num_stages)),
-            tuple(proportional_counts(num_layers, [stage.device.memory_bytes for stage in problem.stages])),
-            self._least_partition(problem),
-        }
-        found = []
-        for lengths in sorted(counts):
-            starts = (0, *itertools.accumulate(lengths))
-            losses = [
-                self.loss[self._key(stage)][start, length]
-                for stage, start, length in zip(problem.stages, starts, lengths, strict=False)
-            ]
-            if lengths and math.isfinite(sum(losses)):
-                found.append(
-                    tuple(
-                        self._choices(stage, start, length)
-                        for stage, start, length in zip(problem.stages, starts, lengths, strict=False)
-                    )
-                )
-        return found
+        memory_bytes = [stage.device.memory_bytes for stage in problem.stages]
+        counts = [even_counts(num_layers, num_stages), proportional_counts(num_layers, memory_bytes)]
+        found: dict[LayerChoices, None] = {}
+        for lengths in (*counts, self._least_partition(problem)):
+            starts = itertools.accumulate(lengths, initial=0)
+            intervals = list(zip(problem.stages, starts, lengths, strict=False))
+            if lengths and all(
+                math.isfinite(self.loss[self._key(stage)][start, length]) for stage, start, length in intervals
+            ):
+                found[tuple(self._choices(*interval) for interval in intervals)] = None
+        return list(found)
 
-    def _least_partition(self, problem: PlanningProblem) -> tuple[int, ...]:
+    def _least_partition(self, problem: PlanningProblem) -> list[int]:
         """Layers per stage; empty where nothing fits. `best[i]`: the first i layers on the stages so far."""
         num_layers = problem.num_layers
         best, froms = np.full(num_layers + 1, np.inf), []
@@ -94,11 +85,11 @@ class LeastLoss:
             froms.append(totals.argmin(axis=0))
             best = totals.min(axis=0)
         if not math.isfinite(best[num_layers]):
-            return ()
+            return []
         bounds = [num_layers]
         for origin in reversed(froms):
             bounds.append(int(origin[bounds[-1]]))
-        return tuple(stop - start for stop, start in itertools.pairwise(bounds))[::-1]
+        return [stop - start for stop, start in itertools.pairwise(bounds)][::-1]
 
     def _losses(self, stage: StageTerms) -> Floats:
         """[start, length]"""

@@ -7,6 +7,7 @@ an equally slow slowest stage the one with least seconds in all is taken, which 
 """
 
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -23,6 +24,7 @@ from hetero_infer.spec.plan import Plan
 from hetero_infer.spec.workload import Phase
 
 Floats = NDArray[np.float64]
+MOST_SETS = 20_000  # of devices that are not alike: some minutes
 EQUAL = 1 + 1e-9  # stations that differ by less count as equally slow
 
 
@@ -32,6 +34,8 @@ def pipeedge(request: PlanRequest) -> Plan | NoPlan:
     request = with_highest_ends(request)
     classes = device_classes(request.cluster)
     sizes = request.workload.micro_batch_sizes
+    if math.prod(len(device_class.devices) + 1 for device_class in classes) > MOST_SETS:
+        return NoPlan("has too many sets of devices to look at")
 
     def at(choice: Choice) -> Plan | NoPlan:
         paths = dict.fromkeys(
