@@ -15,7 +15,6 @@ from hetero_infer.spec.cluster import Device
 from hetero_infer.spec.objective import Objective
 from hetero_infer.spec.plan import num_micro_batches
 
-
 MOST_ORDERS = 24  # all of four types; the authors have clusters of two
 
 
