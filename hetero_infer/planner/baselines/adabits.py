@@ -66,9 +66,8 @@ class LeastLoss:
         for lengths in (*counts, self._least_partition(problem)):
             starts = itertools.accumulate(lengths, initial=0)
             intervals = list(zip(problem.stages, starts, lengths, strict=False))
-            if lengths and all(
-                math.isfinite(self.loss[self._key(stage)][start, length]) for stage, start, length in intervals
-            ):
+            losses = [self.loss[self._key(stage)][start, length] for stage, start, length in intervals]
+            if lengths and math.isfinite(sum(losses)):
                 found[tuple(self._choices(*interval) for interval in intervals)] = None
         return list(found)
 

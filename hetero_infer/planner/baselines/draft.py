@@ -132,15 +132,15 @@ def lacks_memory(request: PlanRequest, plan: Plan) -> str | None:
 
 def _is_not_measured(request: PlanRequest, plan: Plan) -> str | None:
     allowed = request.latency.allowed_choices
-    last = len(plan.stages) - 1
-    for stage in range(last + 1):
+    for stage in range(len(plan.stages)):
         device = plan.device_of(stage)
         choices = {plan.decoder_choices[layer] for layer in plan.decoder_range(stage)}
         if not choices <= set(allowed(device, request.choices)):
             return f"is not measured on a {device.type}"
-        ends = [("embedding", plan.embedding_choice)] * (stage == 0) + [("head", plan.head_choice)] * (stage == last)
-        if not all(allowed(device, (choice,), kind) for kind, choice in ends):
-            return f"has no embedding or head measured on a {device.type}"
+    ends = zip(ENDS, (0, len(plan.stages) - 1), (plan.embedding_choice, plan.head_choice), strict=True)
+    for kind, stage, choice in ends:
+        if not allowed(plan.device_of(stage), (choice,), kind):
+            return f"has no {kind} measured on a {plan.device_of(stage).type}"
     return None
 
 
