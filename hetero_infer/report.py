@@ -123,7 +123,7 @@ def comparison_text(rows: Sequence["Compared"]) -> str:
                 f"{row.estimate.tokens_per_s:.1f}",
                 f"{row.slower:.2f}×",
                 f"{row.omega:.4f}",
-                f"{share:.0%} of {device}",
+                f"{share:.0%} of {_elided(device, DEVICE_WIDTH)}",
             )
         )
     return "\n".join([text_table(table, right=(1, 2, 3, 4, 5)), *lines])
