@@ -112,7 +112,7 @@ def comparison_text(rows: Sequence["Compared"]) -> str:
     for row in rows:
         if row.estimate is None:
             table.append((row.name, "none", "", "", "", "", ""))
-            lines.append(labelled(row.name, row.outcome.why))
+            lines.append(labelled("" if lines else "none", f"{row.name}: {row.outcome.why}"))
             continue
         device, share = row.fullest
         table.append(

@@ -184,4 +184,4 @@ def test_a_comparison_has_a_line_for_each_planner_and_says_why_one_has_no_plan(n
     table, why = text.splitlines()[:4], text.splitlines()[4:]
     assert max(map(len, text.splitlines())) <= 120
     assert table[2].split()[:7] == ["this", "plan", "12.25", "s", "45.50", "s", "55.4"] and "62% of " in table[2]
-    assert table[3].split() == ["uniform", "none"] and " ".join(" ".join(why).split()) == f"uniform {lacks}"
+    assert table[3].split() == ["uniform", "none"] and " ".join(" ".join(why).split()) == f"none uniform: {lacks}"
