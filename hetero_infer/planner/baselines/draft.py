@@ -79,6 +79,8 @@ def best_sized(request: PlanRequest, stages: Stages) -> Plan | NoPlan:
 
     The closed form is a sum over the phases, so it is worked out for each size once, and not for each pair.
     """
+    if not all(choices for _, choices in stages):
+        return NoPlan("has more devices than layers")
     sizes = request.workload.micro_batch_sizes
     smallest = draft(request, stages, sizes[-1], sizes[-1])
     why = obstacle(request, smallest)

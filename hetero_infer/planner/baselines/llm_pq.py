@@ -26,6 +26,8 @@ def candidates(request: PlanRequest) -> list[PlanningProblem]:
     """
     theirs = replace(with_highest_ends(request), objective=Objective.LLM_PQ)
     devices = request.cluster.devices
+    if len(devices) > request.model.num_hidden_layers:
+        return []
     decode_size = num_micro_batches(request.workload.batch_size, len(devices))
     prefill_sizes = [size for size in range(1, decode_size + 1) if decode_size % size == 0]
     some_orders = itertools.islice(orders(devices), MOST_ORDERS)

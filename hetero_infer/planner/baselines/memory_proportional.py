@@ -1,7 +1,5 @@
 """Layers in proportion to memory, at one bitwidth: the split of who looks at the cards and not at the clock."""
 
-import itertools
-
 from hetero_infer.planner.baselines.draft import NoPlan, best_sized
 from hetero_infer.planner.baselines.uniform import highest_bits, one_choice
 from hetero_infer.planner.request import PlanRequest
@@ -15,9 +13,10 @@ def memory_proportional(request: PlanRequest) -> Plan | NoPlan:
 
 
 def proportional_counts(num_layers: int, weights: list[int]) -> list[int]:
-    """Whole layers by weight, at least one each: the next layer goes where it is least above its due."""
-    counts = [1] * len(weights)
-    for _ in itertools.repeat(None, num_layers - len(weights)):
+    """Whole layers by weight, at least one each: the next layer goes where it is least above its due. None for
+    anybody where there are too few."""
+    counts = [int(len(weights) <= num_layers)] * len(weights)
+    for _ in range(num_layers - len(weights)):
         due = [(count + 1) / weight for count, weight in zip(counts, weights, strict=True)]
         counts[due.index(min(due))] += 1
     return counts

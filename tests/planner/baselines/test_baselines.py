@@ -53,6 +53,7 @@ def test_the_sizes_are_the_best_that_fit(seed: int) -> None:
 def test_layers_follow_memory_and_no_device_is_left_out() -> None:
     assert proportional_counts(12, [1, 2, 3]) == [2, 4, 6]
     assert proportional_counts(4, [1, 1000, 1]) == [1, 2, 1]
+    assert proportional_counts(2, [1, 1000, 1]) == [0, 0, 0]
 
 
 def test_a_comparison_puts_the_plan_first_and_the_others_beside_it() -> None:
