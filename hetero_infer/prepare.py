@@ -148,6 +148,7 @@ def request_for(config: RunConfig) -> "PlanRequest":
         head_choices=config.head_choices,
         omega_limit=math.log1p(config.max_perplexity_increase),
         max_perplexity_increase=config.max_perplexity_increase,
+        objective=config.planner_objective,
     )
 
 
@@ -283,7 +284,7 @@ def _inputs_digest(config: RunConfig, request: "PlanRequest") -> str:
                 for choices in (request.choices, request.embedding_choices, request.head_choices)
             ],
             "max_perplexity_increase": request.max_perplexity_increase,
-            "planner": [config.planner_time_limit_s, config.planner_gap],
+            "planner": [config.planner_time_limit_s, config.planner_gap, config.planner_objective],
         },
         config.profile.read_bytes() if config.profile.exists() else b"",
         config.sensitivity.read_bytes(),

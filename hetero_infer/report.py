@@ -12,6 +12,7 @@ from hetero_infer.spec import Choice, Cluster, Device, Fleet, Link, Phase, Plan
 from hetero_infer.spec.plan import SolverReport, num_micro_batches
 
 if TYPE_CHECKING:
+    from hetero_infer.planner.compare import Compared
     from hetero_infer.planner.explain import Explanation
 
 MIB, GIB = 2**20, 2**30
@@ -108,6 +109,30 @@ def explanation_text(plan: Plan, explanation: "Explanation") -> str:
         lines.append(labelled("" if about == told else about, sentence))
         told = about
     return "\n".join(lines)
+
+
+def comparison_text(rows: Sequence["Compared"]) -> str:
+    """A line for each planner, and below the table why some have no plan."""
+    table = [("planner", "prefill", "decode", "tokens/s", "time", "loss", "fullest device")]
+    lines = []
+    for row in rows:
+        if row.estimate is None:
+            table.append((row.name, "none", "", "", "", "", ""))
+            lines.append(labelled("" if lines else "none", f"{row.name}: {row.outcome.why}"))
+            continue
+        device, share = row.fullest
+        table.append(
+            (
+                row.name,
+                duration(row.estimate.prefill_s),
+                duration(row.estimate.decode_s),
+                f"{row.estimate.tokens_per_s:.1f}",
+                f"{row.slower:.2f}×",
+                f"{row.omega:.4f}",
+                f"{share:.0%} of {_elided(device, DEVICE_WIDTH)}",
+            )
+        )
+    return "\n".join([text_table(table, right=(1, 2, 3, 4, 5)), *lines])
 
 
 def predicted(plan: Plan, done: str = "predicted") -> str:
