@@ -41,8 +41,8 @@ HOMES = {
     "torch": ("quant/", "models/", "checkpoint/", "measure/", "pipeline/"),
     "deepspeed": ("pipeline/",),
     "pyomo": ("planner/",),
-    "numpy": ("planner/",),
-    "scipy": ("planner/",),
+    "numpy": ("planner/", "cost/regression.py"),
+    "scipy": ("planner/", "cost/regression.py"),  # least squares with no term below zero
     "auto_gptq": ("quant/gptq.py",),
     "safetensors": ("checkpoint/",),
     "tokenizers": ("checkpoint/text.py",),
