@@ -72,7 +72,7 @@ def test_a_hole_in_the_grid_leaves_the_regression() -> None:
 
 def test_points_that_determine_nothing_are_refused() -> None:
     corner = [r for r in ROWS if (r.batch, r.past_tokens) in ((1, 32), (4, 128), (8, 512))]
-    with pytest.raises(InputError, match="decode of tiny's decoder at 4g64 bits on cpu: 3 points .* no regression"):
+    with pytest.raises(InputError, match=r"decode of tiny's decoder at 4g64 bits on cpu: 3 points .* no regression"):
         ProfiledLatency(ProfileTable(tuple(corner)), "tiny")
 
 
