@@ -7,11 +7,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from hetero_infer import prepare
+from hetero_infer.cost.latency import MEASURED, SPEC_SHEET
 from hetero_infer.measure.local_devices import LocalDevice, cpu_device, cuda_devices
 from hetero_infer.report import link_figures, text_table
 from hetero_infer.spec import Cluster, Device, Link, ModelSpec, ProfileTable, RunConfig
 from hetero_infer.spec.gpu_type import GIB, GPU_TYPES
-from hetero_infer.spec.plan import MEASURED, SPEC_SHEET
 
 
 @dataclass(frozen=True)

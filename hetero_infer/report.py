@@ -7,11 +7,11 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
+from hetero_infer.cost.latency import SPEC_SHEET, LatencyModel
 from hetero_infer.spec import Choice, Cluster, Device, Link, Phase, Plan
-from hetero_infer.spec.plan import SPEC_SHEET, num_micro_batches
+from hetero_infer.spec.plan import num_micro_batches
 
 if TYPE_CHECKING:
-    from hetero_infer.cost.latency import LatencyModel
     from hetero_infer.planner.explain import Explanation
 
 MIB, GIB = 2**20, 2**30
@@ -110,7 +110,7 @@ def predicted(plan: Plan, done: str = "predicted") -> str:
     return f"{done} by the {SPEC_SHEET} ({', '.join(types)})" if types else done
 
 
-def based_on(plan: Plan, cluster: Cluster, latency: "LatencyModel") -> str:
+def based_on(plan: Plan, cluster: Cluster, latency: LatencyModel) -> str:
     """What the seconds stand on: measured devices with their hold-out error, those nobody measured, the links."""
     sources = {device.timed_as: latency.source(device) for device in map(plan.device_of, range(len(plan.stages)))}
     said = []

@@ -196,10 +196,11 @@ def loaded_by(statements: Iterable[str]) -> set[str]:
             {"pyomo"},
             {"torch", "deepspeed", "transformers"},
         ),
+        (("planner.check", "cost.latency", "report"), {"csv"}, {"numpy", "scipy", "pyomo", "torch"}),
         (("supervisor.supervise", "serving.http", "serving.batch_file"), {"uvicorn"}, {"torch", "pyomo", "deepspeed"}),
         (("cli", "prepare"), {"argparse"}, {"torch", "pyomo", "deepspeed", "uvicorn"}),
     ],
-    ids=["runtime", "planner", "supervisor", "command"],
+    ids=["runtime", "planner", "check", "supervisor", "command"],
 )
 def test_an_import_takes_with_it_only_what_it_needs(modules: tuple[str, ...], present: set, absent: set) -> None:
     loaded = loaded_by(f"import hetero_infer.{module}" for module in modules)

@@ -2,24 +2,26 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
-from hetero_infer.cost.fit import Fit, fits
 from hetero_infer.cost.holdout import HoldOut
 from hetero_infer.cost.interpolation import Points
 from hetero_infer.spec.choice import Choice
 from hetero_infer.spec.cluster import Device
 from hetero_infer.spec.errors import InputError
-from hetero_infer.spec.plan import MEASURED
 from hetero_infer.spec.profile import DECODER, ProfileRow, ProfileTable
 from hetero_infer.spec.workload import Phase
 
+if TYPE_CHECKING:
+    from hetero_infer.cost.fit import Fit
+
 LayerKind = Literal["decoder", "embedding", "head"]
+MEASURED, SPEC_SHEET = "measured", "spec sheet"
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where a device's seconds come from: the plan's `MEASURED` or `SPEC_SHEET`.
+    """Where a device's seconds come from: `MEASURED` or `SPEC_SHEET`.
 
     `holdout` is how well the decoder layers' fits predict what they were not shown, all together; `fits` has the fit
     of each kind of layer, choice and phase.
@@ -27,7 +29,7 @@ class Source:
 
     word: str
     holdout: HoldOut | None = None
-    fits: Mapping[tuple[str, Choice, Phase], Fit] = field(default_factory=dict)
+    fits: "Mapping[tuple[str, Choice, Phase], Fit]" = field(default_factory=dict)
 
 
 class LatencyModel(Protocol):
@@ -114,7 +116,9 @@ class ProfiledLatency:
         used = [fit for key, fit in self._fits.items() if key[:2] == (timed_as, DECODER)]
         return HoldOut.of(pair for fit in used for pair in fit.held_out)
 
-    def _best_fit(self, key: "_Key", points: Points) -> Fit:
+    def _best_fit(self, key: "_Key", points: Points) -> "Fit":
+        from hetero_infer.cost.fit import fits  # brings scipy, without which a plan is checked
+
         for fit in fits(points, key[-1]):
             return fit
         raise InputError(

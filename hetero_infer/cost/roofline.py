@@ -8,13 +8,12 @@ kernels. A prediction from a sheet of paper: right about which device is faster,
 from collections.abc import Iterable, Mapping
 
 from hetero_infer.cost import memory
-from hetero_infer.cost.latency import LayerKind, Source
+from hetero_infer.cost.latency import SPEC_SHEET, LayerKind, Source
 from hetero_infer.spec.choice import Choice
 from hetero_infer.spec.cluster import Device
 from hetero_infer.spec.errors import InputError
 from hetero_infer.spec.gpu_type import CPU_THREAD, GPU_TYPES
 from hetero_infer.spec.model import ModelSpec
-from hetero_infer.spec.plan import SPEC_SHEET
 from hetero_infer.spec.workload import Phase
 
 COMPUTE_SHARE, BANDWIDTH_SHARE = 0.5, 0.8  # of the sheet's figures, that products of matrices get in practice

@@ -18,7 +18,6 @@ FORMAT = 1
 FIELDS = {"format": int, "model": dict, "cluster": list, "workload": dict, "pipelines": list}
 OPTIONAL_FIELDS = {"estimate": dict, "quality": dict, "solver": dict, "inputs_digest": str, "decided_digest": str}
 MODEL_FIELDS = {"path": str, "digest": str, "num_hidden_layers": int}
-MEASURED, SPEC_SHEET = "measured", "spec sheet"  # where seconds come from
 ONE_LINE_EACH = ("bits", "device_type")  # objects that begin with such a key
 
 
@@ -60,7 +59,7 @@ class PlanEstimate:
 
     `closed_form_s` is the planner's objective for the same plan. `stage_seconds[stage]` holds the compute seconds
     of one full micro-batch per phase, `memory_bytes[stage]` the bytes per part. `source` says for each device type
-    whether its seconds are `MEASURED` or from the `SPEC_SHEET`, `holdout_mean` how well the measured ones of decoder
+    whether its seconds were measured or are from the spec sheet, `holdout_mean` how well the measured ones of decoder
     layers predict others that were held out (mean relative error), and `fits` the same for each kind of layer, choice
     and phase that the plan uses.
     """

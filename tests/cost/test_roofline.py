@@ -5,12 +5,11 @@ from dataclasses import replace
 import pytest
 
 from hetero_infer.cost import roofline
-from hetero_infer.cost.latency import MeasuredElseSpecSheet, ProfiledLatency, Source
+from hetero_infer.cost.latency import MEASURED, SPEC_SHEET, MeasuredElseSpecSheet, ProfiledLatency, Source
 from hetero_infer.cost.memory import decoder_layer_bytes
 from hetero_infer.cost.roofline import RooflineLatency
 from hetero_infer.spec import UNQUANTISED, Choice, Device, InputError, ModelSpec, Phase, ProfileRow, ProfileTable
 from hetero_infer.spec.gpu_type import GPU_TYPES
-from hetero_infer.spec.plan import MEASURED, SPEC_SHEET
 
 LLAMA_7B = {
     "model_type": "llama",

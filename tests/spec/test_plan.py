@@ -18,7 +18,7 @@ from hetero_infer.spec import (
     StagePlan,
     Workload,
 )
-from hetero_infer.spec.plan import MEASURED, LayerFit, micro_batch_ranges, num_micro_batches
+from hetero_infer.spec.plan import LayerFit, micro_batch_ranges, num_micro_batches
 
 FOUR, THREE = Choice(4, 64), Choice(3, 32)
 DEVICES = (Device("a", 0, "t4", 2**34), Device("b", 0, "cpu", 2**30, 2.5, 4), Device("b", 1, "cpu", 2**30))
@@ -40,7 +40,7 @@ FULL = replace(
         3.7,
         stage_seconds=({"prefill": 0.1}, {"prefill": 0.2}),
         memory_bytes=({"weights": 5}, {"weights": 6}),
-        source={"t4": MEASURED, "cpu": MEASURED},
+        source={"t4": "measured", "cpu": "measured"},
         holdout_mean={"t4": 0.02},
         fits=(LayerFit("t4", "decoder", "4g64", "prefill", "regression", 0.02), LayerFit("cpu", *FIT_WITHOUT_HOLDOUT)),
     ),
