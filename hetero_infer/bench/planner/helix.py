@@ -13,7 +13,18 @@ from hetero_infer.cost.fit import Fit, fits
 from hetero_infer.cost.holdout import HoldOut
 from hetero_infer.planner.request import PlanRequest
 from hetero_infer.planner.search import find_plan
-from hetero_infer.spec import UNQUANTISED, Cluster, Device, Link, Phase, Plan, SensitivityTable, Workload
+from hetero_infer.spec import (
+    UNQUANTISED,
+    Cluster,
+    Device,
+    HeteroInferError,
+    InfeasibleError,
+    Link,
+    Phase,
+    Plan,
+    SensitivityTable,
+    Workload,
+)
 
 MOST_OFF = {Phase.PREFILL: 0.04, Phase.DECODE: 0.10}
 LINK = Link(alpha_s=1e-4, bytes_per_s=10e9 / 8)  # their machines' 10 Gbit/s; the 0.1 ms are ours
@@ -57,20 +68,30 @@ def measure_holdout(shared: Path) -> Section:
 
 def measure_mixes(shared: Path) -> Section:
     """Plans for mixes of their cards at 16 bits, the only choice they measured."""
-    plans = [find_plan(_request(shared, mix), time_limit_s=TIME_LIMIT_S, gap=GAP) for mix in MIXES]
-    proven = sum(plan.solver is not None and plan.solver.gap <= GAP for plan in plans)
+    plans = [(mix, _planned(shared, mix)) for mix in MIXES]
+    proven = sum(plan is not None and plan.solver is not None and plan.solver.gap <= GAP for _, plan in plans)
     return Section(
         title="Plans for mixes of Helix's cards: Llama-2-70B at 16 bits, 32 prompts of 512 tokens, 100 new ones",
         header=("mix", "stages: layers on each", "left out", "η", "ξ", "tokens/s", "gap", "seconds"),
-        rows=[_mix_cells(mix, plan) for mix, plan in zip(MIXES, plans, strict=True)],
+        rows=[[_counted(mix), *_plan_cells(plan)] for mix, plan in plans],
         demands=[Demand(f"{proven} of {len(MIXES)} mixes planned to a gap of {GAP:.1%}, at least 4", proven >= 4)],
         notes=[
             "Each card is a host of its own with the memory of their file (GB of 10⁹ bytes); links of 10 Gbit/s and "
             "0.1 ms. Prefill costs what as many tokens of one batch cost, decode what they measured, whatever the "
             "past; embedding and head by the spec sheet."
         ],
-        facts=[_mix_facts(mix, plan) for mix, plan in zip(MIXES, plans, strict=True)],
+        facts=[_mix_facts(mix, plan) for mix, plan in plans if plan],
     )
+
+
+def _planned(shared: Path, mix: Mapping[str, int]) -> Plan | None:
+    """None if time ran out before there was a plan. All mixes hold the model."""
+    try:
+        return find_plan(_request(shared, mix), time_limit_s=TIME_LIMIT_S, gap=GAP)
+    except InfeasibleError:
+        raise
+    except HeteroInferError:
+        return None
 
 
 def _fits(shared: Path) -> dict[tuple[str, Phase], tuple[Fit, ...]]:
@@ -109,10 +130,11 @@ def _request(shared: Path, mix: Mapping[str, int]) -> PlanRequest:
     )
 
 
-def _mix_cells(mix: Mapping[str, int], plan: Plan) -> list[str]:
+def _plan_cells(plan: Plan | None) -> list[str]:
+    if plan is None:
+        return [f"no plan in {TIME_LIMIT_S:.0f} s", *[""] * 6]
     assert plan.estimate and plan.solver
     return [
-        _counted(mix),
         _stages(plan),
         _counted(_left_out(plan)) or "none",
         str(plan.prefill_micro_batch_size),
