@@ -158,7 +158,7 @@ def _findings(rows: Sequence[Row]) -> Iterator[str]:
 
 
 def _why_far(row: Row, cluster: Sequence[Row]) -> str:
-    """A plan with unquantised layers on its slowest stage: what those would have to cost, and whose decode it has."""
+    """What its slowest stage would have to cost, and whose decode it has."""
     alone_s, in_the_run_s = row.slowest_decode_s
     held = [row.plan.decoder_choices[layer] for layer in row.plan.decoder_range(row.slowest_stage)]
     num_unquantised = held.count(UNQUANTISED)
@@ -172,7 +172,8 @@ def _why_far(row: Row, cluster: Sequence[Row]) -> str:
         said += f": {more_ms:.1f} ms more for each of its {num_unquantised} unquantised layers among {len(held)}"
     return said + (
         f". {row.decode_s:.1f} s of decode is what the plan of {like.method} gives ({like.simulated.decode_s:.1f} s, "
-        f"{like.simulated.decode_s / row.decode_s - 1:+.0%}): the log seems to be of another plan than the file."
+        f"{like.simulated.decode_s / row.decode_s - 1:+.0%}): either the log is of another plan than the file, or a "
+        "kernel was slower in the run than where it was measured alone."
     )
 
 
