@@ -147,7 +147,9 @@ def based_on(plan: Plan, cluster: Cluster, latency: LatencyModel) -> str:
     said = []
     for name, source in sources.items():
         off = source.holdout
-        error = f" (held-out points {off.mean:.1%} off, {off.worst:.1%} at worst)" if off else ""
+        regressions = sum(fit.method == "regression" for fit in source.fits.values())
+        which = f"; regression for {regressions} of {len(source.fits)} fits" if regressions else ""
+        error = f" (held-out points {off.mean:.1%} off, {off.worst:.1%} at worst{which})" if off else ""
         said.append(f"{name} {source.word}{error}")
     default = [f"{source} to {target}" for source, target in cluster.unmeasured_pairs]
     if default:
