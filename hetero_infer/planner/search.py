@@ -41,7 +41,7 @@ def find_plan(request: PlanRequest, *, time_limit_s: float, gap: float) -> Plan:
     search_space = SearchSpace(request)
     found = BranchAndBound(search_space, gap).run(started_s + SEARCH_SHARE * time_limit_s)
     if found.pipeline is None:
-        if found.is_finished:
+        if found.is_finished and not search_space.is_restricted:
             raise InfeasibleError(why_infeasible(request, time_limit_s=max(1.0, 0.3 * time_limit_s)))
         raise HeteroInferError(
             "the planner's time limit came before it found a plan or proved that there is none; raise [planner] "

@@ -13,6 +13,7 @@ from hetero_infer.planner.objective import ClosedForm
 from hetero_infer.planner.problem import Ends
 from hetero_infer.planner.ring_paths import Floats, Hop, RingPaths
 from hetero_infer.planner.stage_options import StageOptions
+from hetero_infer.spec.choice import Choice
 from hetero_infer.spec.workload import Phase
 
 
@@ -25,6 +26,9 @@ class Wires:
 
     send: Mapping[Phase, Floats]
     back: Mapping[Phase, Floats]
+
+
+Decided = tuple[tuple[Hop, tuple[int, ...], Choice | None, Choice | None], ...]
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,11 @@ class Pipeline:
     slowest: Mapping[Phase, float]
     omega: float
     seconds: float
+
+    @property
+    def decided(self) -> Decided:
+        """What tells it from another."""
+        return tuple((pick.hop, pick.counts, pick.ends.embedding, pick.ends.head) for pick in self.picks)
 
     def num_on(self, device_class: int) -> int:
         """Stages on a class."""

@@ -53,7 +53,6 @@ class LeastLoss:
             self.omega,
             len(self.omega),
             lambda rows: np.any([self._fits(stage, rows) for stage in stages.values()], axis=0),
-            is_limited=True,
         )
         self.loss = {key: self._losses(stage) for key, stage in stages.items()}
 

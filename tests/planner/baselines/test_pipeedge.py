@@ -31,7 +31,7 @@ def test_the_slowest_station_is_as_fast_as_it_can_be(seed: int) -> None:
     )
     every = [stations(request, stages, phase, size) for stages in partitions(request, choice)]
     runs = [one for one in every if one]
-    classes = device_classes(request.cluster)
+    classes = device_classes(request.cluster, by_host=True)
     path = Stations.of(request, classes, choice, phase, size).balanced_path()
     if not runs:
         assert path == ()
