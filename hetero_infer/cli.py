@@ -124,7 +124,8 @@ def _plan(args: argparse.Namespace) -> int:
     request = prepare.request_for(config)
     fleet = prepare.plan_for(config, request, config.plan)
     if len(fleet.replicas) > 1:
-        _show(args, fleet.to_json(), fleet_table(fleet))
+        alone = labelled("comparison", "baselines plan one pipeline, and this plan has several")
+        _show(args, fleet.to_json(), fleet_table(fleet) + f"\n{alone}" * args.compare)
         return 0
     (plan,) = fleet.replicas
     why = why_not_uniform(request, plan)
