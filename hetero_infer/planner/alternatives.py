@@ -1,0 +1,179 @@
+"""What more of something would give, each time by planning again: memory, a faster link, a device more or less.
+
+In: a plan, the request it is judged with, seconds for each planning. Out: `Alternative`s beside the plan made anew
+from the request as it is, so that both sides are the planner's own and have a gap.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from hetero_infer.planner.changes import NOTICEABLE
+from hetero_infer.planner.check import MIB
+from hetero_infer.planner.estimate import PlanCosts, estimate_plan
+from hetero_infer.planner.problem import build_problem
+from hetero_infer.planner.request import PlanRequest
+from hetero_infer.planner.solver import Solution, solve
+from hetero_infer.planner.what_if import NoPlan, Worth, plan_or_why
+from hetero_infer.spec.choice import UNQUANTISED
+from hetero_infer.spec.cluster import Device, Link
+from hetero_infer.spec.gpu_type import GIB
+from hetero_infer.spec.plan import Plan, StagePlan
+from hetero_infer.spec.workload import Phase
+
+
+@dataclass(frozen=True)
+class Alternative:
+    """A change, and what the planner makes of it in the time: a plan, or why there is none."""
+
+    about: str
+    change: str
+    now: Plan
+    outcome: Plan | NoPlan
+
+    @property
+    def worth(self) -> Worth | None:
+        return Worth.of(self.now, self.outcome) if isinstance(self.outcome, Plan) else None
+
+    @property
+    def sentence(self) -> str:
+        if not isinstance(self.outcome, Plan):
+            return f"{self.change}: {'there is no plan' if self.outcome.is_proven else 'no plan was found in the time'}"
+        assert self.worth and self.outcome.solver
+        faster = self.worth.factor - 1
+        what = (
+            "nothing" if abs(faster) < NOTICEABLE else f"{abs(faster):.1%} {'more' if faster > 0 else 'fewer'} tokens/s"
+        )
+        return f"{self.change}: {what} (gap {self.outcome.solver.gap:.2%})"
+
+    def to_json(self) -> dict[str, Any]:
+        plan = self.outcome if isinstance(self.outcome, Plan) else None
+        return {
+            "about": self.about,
+            "change": self.change,
+            "tokens_per_s": plan and plan.estimate and plan.estimate.tokens_per_s,
+            "gap": plan and plan.solver and plan.solver.gap,
+            "worth": self.worth and asdict(self.worth),
+            "sentence": self.sentence,
+        }
+
+
+def alternatives(
+    now: Plan, request: PlanRequest, binding: Sequence[str], *, each_s: float, gap: float
+) -> Iterator[Alternative]:
+    """Beside `now`, the planner's plan for `request`; `binding` are the devices whose memory binds.
+
+    A device stands for its kind: one of each type, memory and slowdown.
+    """
+    for about, change, changed in _changes(now, request, binding):
+        found = plan_or_why(changed, time_limit_s=each_s, gap=gap)
+        kept = _kept(now, changed, found) if isinstance(found, Plan) else None
+        yield Alternative(about, change, now, kept or found)
+
+
+def left_out(now: Plan, request: PlanRequest, *, each_s: float, gap: float) -> Iterator[str]:
+    """For each kind of device that the plan does not use, a sentence: what forcing one in would cost."""
+    used = [stage.device for stage in now.stages]
+    for device in _kinds(device for device in request.cluster.devices if device.name not in used):
+        yield f"{_words(device)} is left out: {_forced(now, request, device, each_s, gap)}"
+
+
+def _changes(now: Plan, request: PlanRequest, binding: Sequence[str]) -> Iterator[tuple[str, str, PlanRequest]]:
+    cluster = request.cluster
+    for device in _kinds(map(cluster.device, binding)):
+        more, unit = (GIB, "GiB") if device.memory_bytes >= 4 * GIB else (MIB, "MiB")
+        grown = replace(device, memory_bytes=device.memory_bytes + more)
+        devices = tuple(grown if one == device else one for one in cluster.devices)
+        yield "memory", f"1 {unit} more on {device.name}", _with(request, devices)
+    if len(now.stages) > 1:
+        pair, link = _slowest_link(now, request)
+        faster = Link(link.alpha_s / 2, link.bytes_per_s * 2)
+        links = {**cluster.links, pair: faster, pair[::-1]: faster}
+        change = f"a link twice as fast between {pair[0]} and {pair[1]}"
+        yield "link", change, replace(request, cluster=replace(cluster, links=links))
+    for device in _kinds(cluster.devices):
+        if len(cluster.devices) < request.model.num_hidden_layers:
+            another = replace(device, host=f"new-{device.type}", slot=0)
+            yield "device", f"one more like {_words(device)}", _with(request, (*cluster.devices, another))
+    for device in _kinds(now.device_of(stage) for stage in range(len(now.stages))):
+        if len(cluster.devices) > 1:
+            yield (
+                "without",
+                f"without {_words(device)}",
+                _with(request, tuple(one for one in cluster.devices if one != device)),
+            )
+
+
+def _kept(now: Plan, changed: PlanRequest, found: Plan) -> Plan | None:
+    """The plan as it was, where the change leaves it possible and the time was too short to find it or a better one."""
+    names = {device.name for device in changed.cluster.devices}
+    if not all(stage.device in names for stage in now.stages):
+        return None
+    plan = replace(now, devices=changed.cluster.devices)
+    estimate = estimate_plan(plan, changed.model, changed.cluster, changed.latency)
+    assert found.solver
+    if estimate.closed_form_s >= found.solver.objective:
+        return None
+    bound = min(found.solver.bound, estimate.closed_form_s)
+    report = replace(
+        found.solver, objective=estimate.closed_form_s, bound=bound, gap=1 - bound / estimate.closed_form_s
+    )
+    return replace(plan, estimate=estimate, solver=report)
+
+
+def _slowest_link(now: Plan, request: PlanRequest) -> tuple[tuple[str, str], Link]:
+    """Between the hosts of two neighbouring stages, by what a whole batch spends on it."""
+    costs = PlanCosts(now, request.model, request.cluster, request.latency)
+    phases = {phase: costs.of_phase(phase) for phase in Phase}
+    rounds = {Phase.PREFILL: 1, Phase.DECODE: now.workload.new_tokens - 1}
+
+    def spent_s(stage: int) -> float:
+        return sum(rounds[phase] * phases[phase].micro_batches * phases[phase].send_s[stage] for phase in Phase)
+
+    stage = max(range(len(now.stages) - 1), key=spent_s)
+    source, target = costs.devices[stage : stage + 2]
+    return (source.host, target.host), request.cluster.link(source, target)
+
+
+def _forced(now: Plan, request: PlanRequest, device: Device, each_s: float, gap: float) -> str:
+    """The device put at every place of the pipeline, in the plan's micro-batches, each solved to the gap."""
+    used = [now.device_of(stage) for stage in range(len(now.stages))]
+    orders = [(*used[:place], device, *used[place:]) for place in range(len(used) + 1)]
+    found = [plan for order in orders if (plan := _best_in_order(now, request, order, each_s / len(orders), gap))]
+    if not found:
+        return "no plan of this pipeline with it was found in the time"
+    assert now.estimate
+    seconds = min(estimate_plan(plan, request.model, request.cluster, request.latency).total_s for plan in found)
+    slower = seconds / now.estimate.total_s - 1
+    return f"the best plan found with it in this pipeline is {abs(slower):.1%} {'slower' if slower >= 0 else 'faster'}"
+
+
+def _best_in_order(
+    now: Plan, request: PlanRequest, order: tuple[Device, ...], time_limit_s: float, gap: float
+) -> Plan | None:
+    ordered = _with(request, order)
+    problem = build_problem(ordered, now.prefill_micro_batch_size, now.decode_micro_batch_size)
+    outcome = solve(problem, time_limit_s=time_limit_s, gap=gap)
+    if not isinstance(outcome, Solution):
+        return None
+    last = len(order) - 1
+    return replace(
+        now,
+        stages=tuple(
+            StagePlan(device.name, (UNQUANTISED,) * (j == 0) + layers + (UNQUANTISED,) * (j == last))
+            for j, (device, layers) in enumerate(zip(order, outcome.layers, strict=True))
+        ),
+    )
+
+
+def _with(request: PlanRequest, devices: tuple[Device, ...]) -> PlanRequest:
+    return replace(request, cluster=replace(request.cluster, devices=devices))
+
+
+def _kinds(devices: Iterable[Device]) -> list[Device]:
+    """The first of each type, memory and slowdown."""
+    return list({(d.timed_as, d.memory_bytes, d.slowdown): d for d in reversed(list(devices))}.values())[::-1]
+
+
+def _words(device: Device) -> str:
+    return f"{device.name} ({device.type})"
