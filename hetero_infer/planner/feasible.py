@@ -14,9 +14,10 @@ from functools import cached_property
 
 from hetero_infer.cost import memory
 from hetero_infer.planner.request import PlanRequest
-from hetero_infer.spec.choice import UNQUANTISED, Choice
+from hetero_infer.spec.choice import Choice
 from hetero_infer.spec.cluster import Device
 from hetero_infer.spec.plan import Plan, QualityPlan, StagePlan
+from hetero_infer.spec.sensitivity import ENDS
 
 PRICES_TRIED = 14
 Allowed = Callable[[Device], tuple[Choice, ...]]
@@ -27,11 +28,10 @@ def fitting_plans(request: PlanRequest, allowed: Allowed | None = None) -> Itera
 
     `allowed` are the choices of a device, by default those that the latency model has seconds for.
     """
-    choices_of = allowed or (lambda device: request.latency.allowed_choices(device, request.choices))
-    for order in _orders(request):
-        stages = _Packing(request, order, choices_of).least_loss()
+    for packing in _packings(request, allowed):
+        stages = packing.least_loss()
         if stages:
-            yield _plan(request, stages)
+            yield _plan(request, stages, packing.ends)
 
 
 def least_loss_plan(request: PlanRequest) -> Plan | None:
@@ -41,9 +41,20 @@ def least_loss_plan(request: PlanRequest) -> Plan | None:
 
 def held_layers(request: PlanRequest) -> tuple[int, ...]:
     """Decoder layers that each device holds at its lowest bits, in the order in which they hold most."""
-    allowed = request.latency.allowed_choices
-    packings = (_Packing(request, order, lambda d: allowed(d, request.choices)) for order in _orders(request))
+    packings = _packings(request, None)
     return max((tuple(room.most(room.densest) for room in packing.rooms) for packing in packings), key=sum)
+
+
+def _packings(request: PlanRequest, allowed: Allowed | None) -> "Iterator[_Packing]":
+    """One for each order and each pair of choices of the ends that their devices have seconds for."""
+    choices_of = allowed or (lambda device: request.latency.allowed_choices(device, request.choices))
+    for order in _orders(request):
+        of_ends = (
+            request.latency.allowed_choices(device, request.end_choices(kind), kind)
+            for device, kind in zip((order[0], order[-1]), ENDS, strict=True)
+        )
+        for ends in itertools.product(*of_ends):
+            yield _Packing(request, order, choices_of, ends)
 
 
 def _orders(request: PlanRequest) -> Iterator[list[Device]]:
@@ -93,6 +104,7 @@ class _Packing:
     request: PlanRequest
     order: Sequence[Device]
     choices_of: Allowed
+    ends: tuple[Choice, ...]
 
     @cached_property
     def omega(self) -> list[dict[Choice, float]]:
@@ -176,16 +188,18 @@ class _Packing:
 
     def _room(self, device: Device, index: int) -> _Room:
         model, workload, element_bytes = self.request.model, self.request.workload, device.element_bytes
-        is_first, is_last = index == 0, index == len(self.order) - 1
-        fixed_bytes = memory.end_layer_bytes(model, is_first, is_last, element_bytes) + memory.workspace_bytes(
+        embedding = self.ends[0] if index == 0 else None
+        head = self.ends[1] if index == len(self.order) - 1 else None
+        dequantise_bytes = memory.dequantise_bytes(model, element_bytes)
+        fixed_bytes = memory.end_layer_bytes(model, embedding, head, element_bytes) + memory.workspace_bytes(
             model,
             workload,
             prefill_size=1,
             decode_size=1,
             element_bytes=element_bytes,
-            is_last=is_last,
+            is_last=head is not None,
             has_neighbours=len(self.order) > 1,
-            dequantises=False,
+            dequantises=head is not None and head.is_quantised,
         )
         kv_bytes = memory.kv_cache_bytes(model, workload, element_bytes)
         choices = self.choices_of(device)
@@ -193,26 +207,27 @@ class _Packing:
             choices=choices,
             layer_bytes={c: memory.decoder_layer_bytes(model, c, element_bytes) + kv_bytes for c in choices},
             room_bytes=memory.without_margin(device.memory_bytes) - fixed_bytes,
-            dequantise_bytes=memory.dequantise_bytes(model, element_bytes),
+            dequantise_bytes=0 if head is not None and head.is_quantised else dequantise_bytes,
         )
 
 
-def _plan(request: PlanRequest, stages: Sequence[tuple[Device, Sequence[Choice]]]) -> Plan:
-    last, choices = len(stages) - 1, [choice for _, layers in stages for choice in layers]
+def _plan(request: PlanRequest, stages: Sequence[tuple[Device, Sequence[Choice]]], ends: tuple[Choice, ...]) -> Plan:
+    layers = [list(choices) for _, choices in stages]
+    layers[0].insert(0, ends[0])
+    layers[-1].append(ends[1])
     return Plan(
         model=request.model_facts,
         devices=request.cluster.devices,
         workload=request.workload,
         stages=tuple(
-            StagePlan(device.name, (UNQUANTISED,) * (j == 0) + tuple(layers) + (UNQUANTISED,) * (j == last))
-            for j, (device, layers) in enumerate(stages)
+            StagePlan(device.name, tuple(choices)) for (device, _), choices in zip(stages, layers, strict=True)
         ),
         prefill_micro_batch_size=1,
         decode_micro_batch_size=1,
         quality=QualityPlan(
             max_perplexity_increase=request.max_perplexity_increase,
             limit=request.omega_limit,
-            predicted=math.fsum(request.sensitivity.of(layer, choice) for layer, choice in enumerate(choices)),
+            predicted=request.sensitivity.total(list(itertools.chain.from_iterable(layers))),
             unit=request.sensitivity.unit,
         ),
     )
