@@ -4,6 +4,7 @@ In: a plan, the request it is judged with, seconds for each planning. Out: `Alte
 from the request as it is, so that both sides are the planner's own and have a gap.
 """
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 from hetero_infer.planner.changes import NOTICEABLE
 from hetero_infer.planner.check import MIB
 from hetero_infer.planner.estimate import PlanCosts, estimate_plan
+from hetero_infer.planner.explain import Explanation
 from hetero_infer.planner.problem import build_problem
 from hetero_infer.planner.request import PlanRequest
 from hetero_infer.planner.solver import Solution, solve
@@ -30,6 +32,14 @@ class Alternative:
     change: str
     now: Plan
     outcome: Plan | NoPlan
+
+    @classmethod
+    def of(
+        cls, now: Plan, about: str, change: str, changed: PlanRequest, *, each_s: float, gap: float
+    ) -> "Alternative":
+        found = plan_or_why(changed, time_limit_s=each_s, gap=gap)
+        kept = _kept(now, changed, found) if isinstance(found, Plan) else None
+        return cls(about, change, now, kept or found)
 
     @property
     def worth(self) -> Worth | None:
@@ -58,24 +68,56 @@ class Alternative:
         }
 
 
-def alternatives(
-    now: Plan, request: PlanRequest, binding: Sequence[str], *, each_s: float, gap: float
-) -> Iterator[Alternative]:
-    """Beside `now`, the planner's plan for `request`; `binding` are the devices whose memory binds.
+@dataclass(frozen=True)
+class Again:
+    """The request planned again as it is (`now`) and with each change; `left_out` says what forcing devices in costs.
 
     A device stands for its kind: one of each type, memory and slowdown.
     """
-    for about, change, changed in _changes(now, request, binding):
-        found = plan_or_why(changed, time_limit_s=each_s, gap=gap)
-        kept = _kept(now, changed, found) if isinstance(found, Plan) else None
-        yield Alternative(about, change, now, kept or found)
+
+    plan: Plan
+    now: Plan | NoPlan
+    alternatives: tuple[Alternative, ...]
+    left_out: tuple[str, ...]
+    each_s: float
+
+    @classmethod
+    def of(cls, plan: Plan, explanation: Explanation, request: PlanRequest, *, each_s: float, gap: float) -> "Again":
+        """Under the plan's own quality limit, `each_s` for every planning."""
+        request = replace(request, omega_limit=plan.quality.limit if plan.quality else math.inf)
+        now = plan_or_why(request, time_limit_s=each_s, gap=gap)
+        if not isinstance(now, Plan):
+            return cls(plan, now, (), (), each_s)
+        binding = [finding.device for finding in explanation.memory if finding.binds]
+        changes = _changes(now, request, binding)
+        found = tuple(Alternative.of(now, *change, each_s=each_s, gap=gap) for change in changes)
+        return cls(plan, now, found, tuple(_left_out(now, request, each_s, gap)), each_s)
+
+    @property
+    def sentences(self) -> Iterator[tuple[str, str]]:
+        yield "again", f"planned again with {self.each_s:g} s each: {self._as_it_is}"
+        yield from ((found.about, found.sentence) for found in self.alternatives)
+        yield from (("left out", sentence) for sentence in self.left_out)
+
+    @property
+    def _as_it_is(self) -> str:
+        if not isinstance(self.now, Plan):
+            return self.now.why
+        assert self.now.estimate and self.now.solver
+        tokens, gap = self.now.estimate.tokens_per_s, self.now.solver.gap
+        return f"{tokens:.1f} tokens/s as things are (gap {gap:.2%}), and beside it:"
+
+    def to_json(self) -> list[dict[str, Any]]:
+        return [
+            *(found.to_json() for found in self.alternatives),
+            *({"about": "left out", "sentence": sentence} for sentence in self.left_out),
+        ]
 
 
-def left_out(now: Plan, request: PlanRequest, *, each_s: float, gap: float) -> Iterator[str]:
-    """For each kind of device that the plan does not use, a sentence: what forcing one in would cost."""
+def _left_out(now: Plan, request: PlanRequest, each_s: float, gap: float) -> Iterator[str]:
     used = [stage.device for stage in now.stages]
     for device in _kinds(device for device in request.cluster.devices if device.name not in used):
-        yield f"{_words(device)} is left out: {_forced(now, request, device, each_s, gap)}"
+        yield f"{_words(device)}: {_forced(now, request, device, each_s, gap)}"
 
 
 def _changes(now: Plan, request: PlanRequest, binding: Sequence[str]) -> Iterator[tuple[str, str, PlanRequest]]:
@@ -98,7 +140,7 @@ def _changes(now: Plan, request: PlanRequest, binding: Sequence[str]) -> Iterato
     for device in _kinds(now.device_of(stage) for stage in range(len(now.stages))):
         if len(cluster.devices) > 1:
             yield (
-                "without",
+                "device",
                 f"without {_words(device)}",
                 _with(request, tuple(one for one in cluster.devices if one != device)),
             )
