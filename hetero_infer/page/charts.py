@@ -69,7 +69,7 @@ def memory_bars(plan: Plan) -> str:
         rows.append(
             Lane(
                 name,
-                f"{_size(used)} of {_size(device.memory_bytes)}".replace(" GiB of", " of").replace(" MiB of", " of"),
+                _of(used, device.memory_bytes),
                 pieces,
                 f"{name}: {said}, of {_size(device.memory_bytes)}",
                 device.memory_bytes / largest,
@@ -160,6 +160,12 @@ def _name(plan: Plan, stage: int) -> str:
 
 def _size(num_bytes: int) -> str:
     return f"{num_bytes / GIB:.1f} GiB" if num_bytes >= GIB else f"{num_bytes / MIB:.1f} MiB"
+
+
+def _of(used_bytes: int, num_bytes: int) -> str:
+    """``29.1 of 32.0 GiB``"""
+    unit, unit_bytes = ("GiB", GIB) if num_bytes >= GIB else ("MiB", MIB)
+    return f"{used_bytes / unit_bytes:.1f} of {num_bytes / unit_bytes:.1f} {unit}"
 
 
 def _bits_words(bits: Iterable[int]) -> str:

@@ -15,7 +15,7 @@ from hetero_infer.pipeline.rehearsal import rehearse
 from hetero_infer.planner.estimate import PlanCosts, estimate_plan
 from hetero_infer.planner.pareto import ParetoPoint
 from hetero_infer.planner.request import PlanRequest
-from hetero_infer.report import device_words, duration, predicted, run_lengths, stages_words
+from hetero_infer.report import device_words, duration, layers_words, predicted, run_lengths, stages_words
 from hetero_infer.spec import Plan, SolverReport
 from hetero_infer.spec.plan import PlanEstimate, num_micro_batches
 
@@ -85,7 +85,7 @@ def _stages(plan: Plan, estimate: PlanEstimate) -> str:
             (
                 str(stage),
                 device_words(plan.device_of(stage)),
-                f"{layers[0]}–{layers[-1]} ({len(layers)})" if layers else "none",
+                layers_words(plan, stage),
                 run_lengths([plan.decoder_choices[layer] for layer in layers]),
                 duration(seconds["prefill"]),
                 duration(seconds["decode"]),
