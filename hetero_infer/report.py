@@ -42,7 +42,7 @@ def plan_table(plan: Plan) -> str:
             [
                 str(stage),
                 _elided(device_words(device), DEVICE_WIDTH),
-                _layers(plan, stage),
+                layers_words(plan, stage),
                 _bits(_choices(plan, stage)),
                 "",
                 f"{sum(parts.values()) / unit_bytes:.1f} of {device.memory_bytes / unit_bytes:.1f}",
@@ -93,7 +93,7 @@ def explanation_text(plan: Plan, explanation: "Explanation") -> str:
             (
                 str(stage),
                 _elided(device_words(plan.device_of(stage)), DEVICE_WIDTH),
-                _layers(plan, stage),
+                layers_words(plan, stage),
                 _bits(_choices(plan, stage)),
                 f"{math.floor(finding.free_bytes / unit_bytes * 10) / 10} of {finding.memory_bytes / unit_bytes:.1f}",
                 f"{finding.idle_share:.0%}",
@@ -214,6 +214,14 @@ def device_words(device: Device) -> str:
     return f"{device.name} {device.type}" + (f" slowed {device.slowdown:g}×" if device.slowdown > 1 else "")
 
 
+def layers_words(plan: Plan, stage: int) -> str:
+    """``0–5 (6) + emb``: the decoder layers, and embedding, head or both (`ends`) where they stand."""
+    layers, last = plan.decoder_range(stage), len(plan.stages) - 1
+    decoders = f"{'–'.join(map(str, sorted({layers[0], layers[-1]})))} ({len(layers)})" if layers else ""
+    ends = {0: "emb", last: "head"}.get(stage, "") if last else "ends"
+    return " + ".join(filter(None, [decoders, ends]))
+
+
 def run_lengths(choices: Sequence[Choice]) -> str:
     """``"2×4 1×8"``: two layers at 4 bits, then one at 8."""
     groups = ((bits, len(list(group))) for bits, group in itertools.groupby(choice.bits for choice in choices))
@@ -275,14 +283,6 @@ def _memory_unit(plan: Plan) -> tuple[str, int]:
 
 def _choices(plan: Plan, stage: int) -> list[Choice]:
     return [plan.decoder_choices[layer] for layer in plan.decoder_range(stage)]
-
-
-def _layers(plan: Plan, stage: int) -> str:
-    """``0–5 (6) + emb``: the decoder layers, and embedding, head or both (`ends`) where they stand."""
-    layers, last = plan.decoder_range(stage), len(plan.stages) - 1
-    decoders = f"{'–'.join(map(str, sorted({layers[0], layers[-1]})))} ({len(layers)})" if layers else ""
-    ends = {0: "emb", last: "head"}.get(stage, "") if last else "ends"
-    return " + ".join(filter(None, [decoders, ends]))
 
 
 def _bits(choices: Sequence[Choice]) -> str:
