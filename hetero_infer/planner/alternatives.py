@@ -91,7 +91,7 @@ class Again:
         binding = [finding.device for finding in explanation.memory if finding.binds]
         changes = _changes(now, request, binding)
         found = tuple(Alternative.of(now, *change, each_s=each_s, gap=gap) for change in changes)
-        return cls(plan, now, found, tuple(_left_out(now, request, each_s, gap)), each_s)
+        return cls(plan, now, found, tuple(left_out(now, request, each_s, gap)), each_s)
 
     @property
     def sentences(self) -> Iterator[tuple[str, str]]:
@@ -114,7 +114,8 @@ class Again:
         ]
 
 
-def _left_out(now: Plan, request: PlanRequest, each_s: float, gap: float) -> Iterator[str]:
+def left_out(now: Plan, request: PlanRequest, each_s: float, gap: float) -> Iterator[str]:
+    """A sentence for each kind of device that the plan does not use: what forcing one in would cost."""
     used = [stage.device for stage in now.stages]
     for device in _kinds(device for device in request.cluster.devices if device.name not in used):
         yield f"{_words(device)}: {_forced(now, request, device, each_s, gap)}"

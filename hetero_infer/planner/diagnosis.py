@@ -26,10 +26,11 @@ MOST_MORE_BYTES = 2**42
 
 @dataclass(frozen=True)
 class Remedy:
-    """One change that makes the request feasible; `share` says how near it is."""
+    """One change that makes the request feasible; `share` says how near it is, `request` is the changed one."""
 
     says: str
     share: float
+    request: PlanRequest
 
 
 def why_infeasible(request: PlanRequest, *, time_limit_s: float) -> str:
@@ -47,7 +48,7 @@ def nearest_remedies(
     """The nearest first; `short` is the device that lacks least, and by how much. `deadline_s` is monotonic."""
     kinds: list[Callable[[], Remedy | None]] = [
         lambda: _looser_limit(request),
-        lambda: _more_memory(*short) if short else None,
+        lambda: _more_memory(request, *short) if short else None,
         lambda: _smaller(request, "batch_size"),
         lambda: _smaller(request, "prompt_tokens"),
         lambda: _other_bits(request),
@@ -93,7 +94,8 @@ def _least_memory(request: PlanRequest, deadline_s: float) -> tuple[Device, int]
     for device in _kinds(request):
         if time.monotonic() < deadline_s:
             num_bytes = _lacking_bytes(request, device, best[1] - 1 if best else MOST_MORE_BYTES)
-            best = (device, num_bytes) if num_bytes else best
+            if num_bytes:
+                best = device, num_bytes
     return best
 
 
@@ -111,19 +113,20 @@ def _with_memory(request: PlanRequest, device: Device, more_bytes: int) -> PlanR
     return replace(request, cluster=replace(request.cluster, devices=devices))
 
 
-def _more_memory(device: Device, num_bytes: int) -> Remedy:
-    return Remedy(f"give {device.name} {missing_mib(num_bytes)} more memory", num_bytes / device.memory_bytes)
+def _more_memory(request: PlanRequest, device: Device, num_bytes: int) -> Remedy:
+    says = f"give {device.name} {missing_mib(num_bytes)} more memory"
+    return Remedy(says, num_bytes / device.memory_bytes, _with_memory(request, device, num_bytes))
 
 
 def _smaller(request: PlanRequest, what: str) -> Remedy | None:
     """The largest batch or prompt that has a plan: memory falls with either."""
     now: int = getattr(request.workload, what)
 
-    def is_feasible(less: int) -> bool:
-        return _is_feasible(replace(request, workload=replace(request.workload, **{what: now - less})))
+    def lowered(less: int) -> PlanRequest:
+        return replace(request, workload=replace(request.workload, **{what: now - less}))
 
-    less = _least(now - 1, is_feasible)
-    return Remedy(f"lower {what} from {now} to {now - less}", less / now) if less else None
+    less = _least(now - 1, lambda less: _is_feasible(lowered(less)))
+    return Remedy(f"lower {what} from {now} to {now - less}", less / now, lowered(less)) if less else None
 
 
 def _looser_limit(request: PlanRequest) -> Remedy | None:
@@ -135,7 +138,7 @@ def _looser_limit(request: PlanRequest) -> Remedy | None:
     if not _is_feasible(looser):
         return None
     growth = math.expm1(looser.omega_limit - request.omega_limit)
-    return Remedy(f"raise max_perplexity_increase to {needed:.4f}", growth)
+    return Remedy(f"raise max_perplexity_increase to {needed:.4f}", growth, looser)
 
 
 def _other_bits(request: PlanRequest) -> Remedy | None:
@@ -148,7 +151,8 @@ def _other_bits(request: PlanRequest) -> Remedy | None:
             says += " (they fit; their loss is not measured yet)"
             wider = replace(wider, omega_limit=math.inf)
         if _is_feasible(wider, _also(request, new)):
-            found.append(Remedy(says, abs(new.bits / (bits[0] if new.bits < bits[0] else bits[-1]) - 1)))
+            nearest = bits[0] if new.bits < bits[0] else bits[-1]
+            found.append(Remedy(says, abs(new.bits / nearest - 1), wider))
     return min(found, key=lambda remedy: remedy.share, default=None)
 
 
@@ -178,7 +182,8 @@ def _more_of(request: PlanRequest, kind: Device) -> Remedy | None:
     if not count:
         return None
     share = count * kind.memory_bytes / sum(device.memory_bytes for device in devices)
-    return Remedy(f"add {count} {kind.type} with {missing_mib(kind.memory_bytes)}", share)
+    says = f"add {count} {kind.type} with {missing_mib(kind.memory_bytes)}"
+    return Remedy(says, share, _with_more(request, kind, count))
 
 
 def _with_more(request: PlanRequest, kind: Device, count: int) -> PlanRequest:
