@@ -157,7 +157,7 @@ def pareto_table(front: "Sequence[ParetoPoint]") -> str:
     rows += [
         (
             f"{point.tokens_per_s:.1f}",
-            f"+{point.perplexity_increase:.2%}",
+            increase_words(point.perplexity_increase),
             f"{point.loss:.4f}",
             str(point.num_devices),
             _elided(stages_words(point.plan), PARETO_WIDTH),
@@ -235,6 +235,11 @@ def memory_bar(parts: dict[str, int], budget_bytes: int, width: int) -> str:
     return "".join(
         block * (end - start) for block, start, end in zip(BAR.values(), starts, [*ends, width], strict=True)
     )
+
+
+def increase_words(increase: float) -> str:
+    """``+0.29%``, and from ten times as much on ``404×``."""
+    return f"+{increase:.2%}" if increase < 9 else f"{1 + increase:.0f}×"
 
 
 def duration(seconds: float) -> str:

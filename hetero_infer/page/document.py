@@ -15,7 +15,15 @@ from hetero_infer.pipeline.rehearsal import rehearse
 from hetero_infer.planner.estimate import PlanCosts, estimate_plan
 from hetero_infer.planner.pareto import ParetoPoint
 from hetero_infer.planner.request import PlanRequest
-from hetero_infer.report import device_words, duration, layers_words, predicted, run_lengths, stages_words
+from hetero_infer.report import (
+    device_words,
+    duration,
+    increase_words,
+    layers_words,
+    predicted,
+    run_lengths,
+    stages_words,
+)
 from hetero_infer.spec import Plan, SolverReport
 from hetero_infer.spec.plan import PlanEstimate, num_micro_batches
 
@@ -65,7 +73,7 @@ def _header(plan: Plan, estimate: PlanEstimate, name: str) -> str:
     if quality:
         limit = quality.max_perplexity_increase
         allowed = f"predicted, at most +{limit:.1%}" if math.isfinite(limit) else "predicted, without a limit"
-        tiles.append(("perplexity", f"+{math.expm1(quality.predicted):.2%}", allowed))
+        tiles.append(("perplexity", increase_words(math.expm1(quality.predicted)), allowed))
     if solver:
         tiles.append(("proven gap", f"{solver.gap:.2%}", f"{solver.status} in {solver.seconds:.1f} s"))
     said = [
@@ -121,9 +129,10 @@ def _front(front: Sequence[ParetoPoint], chosen: ParetoPoint) -> str:
     )
     rows = [("tokens/s", "perplexity", "devices", "stages", "gap")]
     for point in front:
-        speed, perplexity = f"{point.tokens_per_s:.1f}", f"+{point.perplexity_increase:.2%}"
+        speed, perplexity = f"{point.tokens_per_s:.1f}", increase_words(point.perplexity_increase)
         rows.append((speed, perplexity, str(point.num_devices), stages_words(point.plan), f"{point.gap:.2%}"))
-    return markup.section("Speed, quality, devices", says, pareto_chart(front, chosen) + markup.table(rows))
+    content = f'<div class="pair"><div>{pareto_chart(front, chosen)}</div>{markup.table(rows)}</div>'
+    return markup.section("Speed, quality, devices", says, content)
 
 
 def _proof(solver: SolverReport, estimate: PlanEstimate) -> str:

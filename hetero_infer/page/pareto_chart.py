@@ -6,6 +6,7 @@ from html import escape
 
 from hetero_infer.page.lanes import legend
 from hetero_infer.planner.pareto import ParetoPoint
+from hetero_infer.report import increase_words
 
 WIDTH, HEIGHT = 420, 280
 LEFT, RIGHT, TOP, BOTTOM = 46, 14, 12, 40
@@ -44,7 +45,7 @@ def pareto_chart(front: Sequence[ParetoPoint], chosen: ParetoPoint) -> str:
         colour = f"series-{counts.index(point.num_devices) % COLOURS}"
         place = f'cx="{x(point.perplexity_increase):.1f}" cy="{y(point.tokens_per_s):.1f}"'
         title = (
-            f"{point.tokens_per_s:.1f} tokens/s, perplexity +{point.perplexity_increase:.2%}, "
+            f"{point.tokens_per_s:.1f} tokens/s, perplexity {increase_words(point.perplexity_increase)}, "
             f"{point.num_devices} devices, gap {point.gap:.2%}"
         )
         if point is chosen:

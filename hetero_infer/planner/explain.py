@@ -214,7 +214,7 @@ class Explanation:
 
 
 def explain(plan: Plan, request: PlanRequest) -> Explanation:
-    """Judge `plan`, of the request's model, with its links, seconds, indicator and choices; the limits are the plan's."""
+    """Judge a plan of the request's model with its links, seconds, indicator and choices; the limits are the plan's."""
     changes = PlanChanges(plan, request)
     memory = tuple(_memory(changes, stage) for stage in range(len(plan.stages)))
     limit = plan.quality.limit if plan.quality else math.inf
