@@ -127,10 +127,10 @@ def _front(front: Sequence[ParetoPoint], chosen: ParetoPoint) -> str:
         "Plans of which no other is at least as good in speed, quality and number of devices. Less than +0.01% stands "
         "at the left edge, more than +1000% at the right."
     )
-    rows = [("tokens/s", "perplexity", "devices", "stages", "gap")]
+    rows = [("tokens/s", "perplexity", "gap", "devices", "stages")]
     for point in front:
         speed, perplexity = f"{point.tokens_per_s:.1f}", increase_words(point.perplexity_increase)
-        rows.append((speed, perplexity, str(point.num_devices), stages_words(point.plan), f"{point.gap:.2%}"))
+        rows.append((speed, perplexity, f"{point.gap:.2%}", str(point.num_devices), stages_words(point.plan)))
     content = f'<div class="pair"><div>{pareto_chart(front, chosen)}</div>{markup.table(rows)}</div>'
     return markup.section("Speed, quality, devices", says, content)
 
