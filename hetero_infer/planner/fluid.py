@@ -1,85 +1,84 @@
-"""A lower bound on the seconds of one `PlanningProblem`: layers as a fluid that any stage may take any part of.
+"""A lower bound on the seconds of all pipelines of one pair (η, ξ): layers as a fluid that any class may take.
 
-The linear programme drops contiguity, order and whole layers, and keeps memory, quality and the closed form. It costs
-milliseconds, so the search orders the pairs (η, ξ) by it and never builds the MILP of those it rules out.
+The linear programme drops contiguity, order, whole layers and who stands where, and keeps memory, quality and the
+closed form: a class is as fast as all its devices together. It costs milliseconds, so the search orders the pairs by
+it and never looks into those that it rules out.
 """
 
 import math
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from scipy.optimize import linprog
 
-from hetero_infer.planner.problem import PlanningProblem, StageTerms
-from hetero_infer.spec.choice import Choice
+from hetero_infer.planner.objective import ClosedForm
+from hetero_infer.planner.problem import Counts, Ends, StageTerms
+from hetero_infer.planner.stage_options import Position
 from hetero_infer.spec.workload import Phase
 
 SAFETY = 1e-9  # covers the simplex's own rounding
 OPTIMAL, INFEASIBLE = 0, 2  # of linprog
 
 
-def fluid_bound_s(problem: PlanningProblem) -> float:
-    """No plan of `problem` takes fewer seconds; infinity where not even the fluid fits.
+def fluid_bound_s(
+    objective: ClosedForm,
+    classes: Sequence[Mapping[Position, StageTerms]],
+    multiplicity: Sequence[int],
+    omega: Sequence[Counts],
+    omega_limit: float,
+) -> float:
+    """No pipeline takes fewer seconds; infinite where not even the fluid fits.
 
-    Columns: layers of stage j at choice b (n), shares of layer i at choice b on whatever stage (z), and the three
-    waits of the closed form. Seconds are in units of a typical total, bytes in units of the room.
+    Columns: layers of class c at choice b, shares of layer i at choice b on whatever class, and the slowest station
+    of each phase and the period.
     """
-    stages, num_layers, scale_s = problem.stages, problem.num_layers, problem.typical_s
-    if not all(stage.holds_a_layer for stage in stages):
-        return math.inf
-    choices = tuple(problem.omega[0])
-    layers = [(j, choice) for j, stage in enumerate(stages) for choice in stage.choices]
+    num_layers, choices = len(omega), tuple(omega[0])
+    columns = [(c, choice) for c, terms in enumerate(classes) for choice in terms["middle"].choices]
     shares = [(i, choice) for i in range(num_layers) for choice in choices]
-    num_columns = len(layers) + len(shares) + 3
-    prefill_wait, decode_rounds, decode_wait = np.eye(num_columns)[-3:]
-
-    num_on = np.zeros((len(stages), num_columns))
-    used = np.zeros((len(stages), num_columns))
-    compute = {phase: np.zeros((len(stages), num_columns)) for phase in Phase}
-    for column, (j, choice) in enumerate(layers):
-        num_on[j, column] = 1
-        used[j, column] = _bytes_per_layer(stages[j], choice, num_layers) / stages[j].room_bytes
+    num_columns = len(columns) + len(shares) + 3
+    slowest = dict(zip(Phase, np.eye(num_columns)[-3:-1], strict=True))
+    period = np.eye(num_columns)[-1]
+    layer_s = {phase: np.zeros((len(classes), num_columns)) for phase in Phase}
+    used = np.zeros((len(classes), num_columns))
+    for column, (c, choice) in enumerate(columns):
+        terms = classes[c]["middle"]
+        room_bytes = max(1, *(one.room_bytes for one in classes[c].values()))
+        used[c, column] = terms.layer_bytes[choice] / (multiplicity[c] * room_bytes)
         for phase in Phase:
-            compute[phase][j, column] = stages[j].layer_s[phase][choice] / scale_s
-    fixed = {phase: np.array([stage.fixed_s[phase] for stage in stages]) / scale_s for phase in Phase}
-    wires = {phase: np.array([*problem.send_s[phase], problem.return_s[phase]]) / scale_s for phase in Phase}
-    once_round = {phase: compute[phase].sum(axis=0) for phase in Phase}
-    once_round_fixed = {phase: fixed[phase].sum() + wires[phase].sum() for phase in Phase}
+            layer_s[phase][c, column] = terms.layer_s[phase][choice]
+    end_s = {
+        Phase.PREFILL: _least_of_ends(classes, lambda ends: ends.seconds[Phase.PREFILL]),
+        Phase.DECODE: _least_of_ends(classes, lambda ends: ends.seconds[Phase.DECODE]),
+    }
+    if math.isinf(end_s[Phase.PREFILL]):
+        return math.inf
+    scale_s = max(layer_s[phase].max() for phase in Phase) * num_layers or 1.0
+    passes = {phase: layer_s[phase].sum(axis=0) / scale_s for phase in Phase}
 
-    rows = [*used, *-num_on]
-    limits = [1.0] * len(stages) + [-1.0] * len(stages)
-
-    def at_most(row: np.ndarray, limit: float) -> None:
-        rows.append(row)
-        limits.append(limit)
-
-    def at_least_every_station(wait: np.ndarray, times: int, phase: Phase) -> None:
-        for stage_s, fixed_s in zip(compute[phase], fixed[phase], strict=True):
-            at_most(times * stage_s - wait, -times * fixed_s)
-        at_most(-wait, -times * wires[phase].max())
-
-    if math.isfinite(problem.omega_limit):
+    rows, limits = [*used], [1.0] * len(classes)
+    for phase in Phase:
+        for c, row in enumerate(layer_s[phase]):
+            rows.append(row / scale_s / multiplicity[c] - slowest[phase])
+            limits.append(0.0)
+    rows.append(objective.micro_batches[Phase.DECODE] * slowest[Phase.DECODE] - period)
+    rows.append(passes[Phase.DECODE] - period)
+    limits += [0.0, -end_s[Phase.DECODE] / scale_s]
+    if math.isfinite(omega_limit):
+        omega_scale = max(max(row.values()) for row in omega) or 1.0
         quality = np.zeros(num_columns)
-        quality[len(layers) : -3] = [problem.omega[i][choice] / problem.omega_scale for i, choice in shares]
-        at_most(quality, problem.omega_limit / problem.omega_scale)
-    mp, md = problem.micro_batches[Phase.PREFILL], problem.micro_batches[Phase.DECODE]
-    at_least_every_station(prefill_wait, mp - 1, Phase.PREFILL)
-    at_least_every_station(decode_rounds, problem.full_rounds * md, Phase.DECODE)
-    at_least_every_station(decode_wait, problem.last_rounds * (md - 1), Phase.DECODE)
-    at_most(
-        problem.full_rounds * once_round[Phase.DECODE] - decode_rounds,
-        -problem.full_rounds * once_round_fixed[Phase.DECODE],
-    )
+        quality[len(columns) : -3] = [omega[i][choice] / omega_scale for i, choice in shares]
+        rows.append(quality)
+        limits.append((omega_limit - _least_of_ends(classes, lambda ends: ends.omega)) / omega_scale + SAFETY)
 
     equal = np.zeros((num_layers + len(choices), num_columns))
-    for column, (_, choice) in enumerate(layers):
+    for column, (_, choice) in enumerate(columns):
         equal[num_layers + choices.index(choice), column] = 1
-    for column, (i, choice) in enumerate(shares, len(layers)):
+    for column, (i, choice) in enumerate(shares, len(columns)):
         equal[num_layers + choices.index(choice), column] = -1
         equal[i, column] = 1
-
-    passes = {Phase.PREFILL: 1, Phase.DECODE: problem.last_rounds}
     result = linprog(
-        sum(passes[phase] * once_round[phase] for phase in Phase) + prefill_wait + decode_rounds + decode_wait,
+        sum(objective.passes[phase] * passes[phase] + objective.slowest[phase] * slowest[phase] for phase in Phase)
+        + objective.rounds * period,
         np.array(rows),
         np.array(limits),
         equal,
@@ -90,12 +89,14 @@ def fluid_bound_s(problem: PlanningProblem) -> float:
         return math.inf
     if result.status != OPTIMAL:
         return 0.0
-    fixed_total = sum(passes[phase] * once_round_fixed[phase] for phase in Phase)
-    return float(result.fun + fixed_total) * scale_s * (1 - SAFETY)
+    ends_s = sum(objective.passes[phase] * end_s[phase] for phase in Phase)
+    return (float(result.fun) * scale_s + ends_s) * (1 - SAFETY)
 
 
-def _bytes_per_layer(stage: StageTerms, choice: Choice, num_layers: int) -> float:
-    """With the layer's part of the buffer to dequantise into, shared by as many quantised layers as fit."""
-    quantised = [other for other in stage.choices if other.is_quantised]
-    most = min(num_layers, max((stage.most_layers(other) for other in quantised), default=0))
-    return stage.layer_bytes[choice] + (stage.buffer_bytes(choice) / most if most else 0)
+def _least_of_ends(classes: Sequence[Mapping[Position, StageTerms]], value: Callable[[Ends], float]) -> float:
+    """Of an embedding and a head, wherever they stand; infinite where one of them may stand nowhere."""
+
+    def least(position: Position) -> float:
+        return min((value(ends) for terms in classes for ends in terms[position].ends), default=math.inf)
+
+    return min(least("first") + least("last"), least("only"))

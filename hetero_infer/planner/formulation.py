@@ -23,7 +23,8 @@ def count_formulation(problem: PlanningProblem, scale_s: float) -> pyo.ConcreteM
     Each of the three waits is its own share of the total, so the solver's tolerance is relative to the total.
     """
     prefill, decode = Phase.PREFILL, Phase.DECODE
-    mp, md = problem.micro_batches[prefill], problem.micro_batches[decode]
+    form = problem.objective
+    md = form.micro_batches[decode]
 
     m = pyo.ConcreteModel()
     m.layers = pyo.RangeSet(0, problem.num_layers - 1)
@@ -37,13 +38,21 @@ def count_formulation(problem: PlanningProblem, scale_s: float) -> pyo.ConcreteM
     m.n = pyo.Var(
         m.choices, domain=pyo.NonNegativeIntegers, bounds=(0, problem.num_layers), doc="layers of stage j at choice b"
     )
-    m.q = pyo.Var(m.stages, domain=pyo.Binary, doc="stage j has a quantised layer, and so a buffer to dequantise into")
-    m.prefill_wait = pyo.Var(domain=pyo.NonNegativeReals, doc="(mp - 1) · M_p")
-    m.decode_rounds = pyo.Var(domain=pyo.NonNegativeReals, doc="(n - 2) · max(md · M_d, L_d)")
-    m.decode_wait = pyo.Var(domain=pyo.NonNegativeReals, doc="(md - 1) · M_d")
+    m.q = pyo.Var(m.stages, domain=pyo.Binary, doc="stage j has something quantised, and so a buffer for it")
+    m.ends = pyo.Set(
+        initialize=[(j, e) for j, stage in enumerate(problem.stages) for e in range(len(stage.ends))],
+        doc="(j, e): the e-th way to store embedding and head of stage j",
+    )
+    m.e = pyo.Var(m.ends, domain=pyo.Binary, doc="stage j has its e-th ends")
+    m.prefill_wait = pyo.Var(domain=pyo.NonNegativeReals, doc="b · M_p, of a ring (mp - 1) · M_p")
+    m.decode_rounds = pyo.Var(domain=pyo.NonNegativeReals, doc="R · max(md · M_d, L_d), of a ring R = n - 2")
+    m.decode_wait = pyo.Var(domain=pyo.NonNegativeReals, doc="d · M_d, of a ring (md - 1) · M_d")
 
     def on_stage(j: int) -> Any:
         return range(len(problem.stages[j].choices))
+
+    def ends_of(j: int) -> Any:
+        return range(len(problem.stages[j].ends))
 
     # Placement: contiguous layers, every stage used.
 
@@ -77,7 +86,15 @@ def count_formulation(problem: PlanningProblem, scale_s: float) -> pyo.ConcreteM
     def counts(m: Any, j: int, b: int) -> Any:
         return m.n[j, b] == sum(m.z[i, j, b] for i in m.layers)
 
+    @m.Constraint(m.stages, doc="embedding and head are stored in one way")
+    def one_way(m: Any, j: int) -> Any:
+        return sum(m.e[j, e] for e in ends_of(j)) == 1
+
     # Memory and quality.
+
+    @m.Constraint(m.ends, doc="a stage with a quantised head dequantises")
+    def dequantising_ends(m: Any, j: int, e: int) -> Any:
+        return m.e[j, e] <= m.q[j] if problem.stages[j].ends[e].dequantises else pyo.Constraint.Skip
 
     @m.Constraint(m.choices, doc="a stage with a quantised layer dequantises")
     def dequantising(m: Any, j: int, b: int) -> Any:
@@ -88,17 +105,19 @@ def count_formulation(problem: PlanningProblem, scale_s: float) -> pyo.ConcreteM
     @m.Constraint(m.stages, doc="weights, KV caches and the buffer fit; in whole units: rounding cannot overfill")
     def memory(m: Any, j: int) -> Any:
         stage = problem.stages[j]
-        unit = math.gcd(*stage.layer_bytes.values(), stage.dequantise_bytes)
+        unit = math.gcd(*stage.layer_bytes.values(), stage.dequantise_bytes, *(ends.num_bytes for ends in stage.ends))
         room = stage.room_bytes // unit
         layers = (stage.layer_bytes[choice] // unit * m.n[j, b] for b, choice in enumerate(stage.choices))
-        return (sum(layers) + stage.dequantise_bytes // unit * m.q[j]) / room <= 1 + 0.5 / room
+        ends = (stage.ends[e].num_bytes // unit * m.e[j, e] for e in ends_of(j))
+        return (sum(layers) + sum(ends) + stage.dequantise_bytes // unit * m.q[j]) / room <= 1 + 0.5 / room
 
     m.quality_loss = pyo.Expression(
         expr=sum(
             problem.omega[i][problem.stages[j].choices[b]] / problem.omega_scale * m.z[i, j, b]
             for i in m.layers
             for j, b in m.choices
-        ),
+        )
+        + sum(problem.stages[j].ends[e].omega / problem.omega_scale * m.e[j, e] for j, e in m.ends),
         doc="Σ ω over the largest ω",
     )
     if math.isfinite(problem.omega_limit):
@@ -109,7 +128,8 @@ def count_formulation(problem: PlanningProblem, scale_s: float) -> pyo.ConcreteM
     def compute(phase: Phase, j: int) -> Any:
         stage = problem.stages[j]
         layers = (stage.layer_s[phase][choice] * m.n[j, b] for b, choice in enumerate(stage.choices))
-        return (stage.fixed_s[phase] + sum(layers)) / scale_s
+        ends = (stage.ends[e].seconds[phase] * m.e[j, e] for e in ends_of(j))
+        return (sum(ends) + sum(layers)) / scale_s
 
     def wires(phase: Phase) -> list[float]:
         return [seconds / scale_s for seconds in (*problem.send_s[phase], problem.return_s[phase])]
@@ -119,29 +139,28 @@ def count_formulation(problem: PlanningProblem, scale_s: float) -> pyo.ConcreteM
 
     @m.Constraint(m.stages, doc="prefill: the other micro-batches follow through the slowest station")
     def prefill_stage(m: Any, j: int) -> Any:
-        return m.prefill_wait >= (mp - 1) * compute(prefill, j)
+        return m.prefill_wait >= form.slowest[prefill] * compute(prefill, j)
 
     @m.Constraint(m.stages, doc="decode: a round takes as long as the busiest stage works in it")
     def round_stage(m: Any, j: int) -> Any:
-        return m.decode_rounds >= problem.full_rounds * md * compute(decode, j)
+        return m.decode_rounds >= form.rounds * md * compute(decode, j)
 
     @m.Constraint(doc="decode: a round takes as long as a token needs to come back")
     def round_token(m: Any) -> Any:
-        return m.decode_rounds >= problem.full_rounds * once_round(decode)
+        return m.decode_rounds >= form.rounds * once_round(decode)
 
     @m.Constraint(m.stages, doc="decode: the last round drains through the slowest station")
     def drain_stage(m: Any, j: int) -> Any:
-        return m.decode_wait >= problem.last_rounds * (md - 1) * compute(decode, j)
+        return m.decode_wait >= form.slowest[decode] * compute(decode, j)
 
-    m.prefill_wait.setlb((mp - 1) * max(wires(prefill)))
-    m.decode_rounds.setlb(problem.full_rounds * md * max(wires(decode)))
-    m.decode_wait.setlb(problem.last_rounds * (md - 1) * max(wires(decode)))
+    m.prefill_wait.setlb(form.slowest[prefill] * max(wires(prefill)))
+    m.decode_rounds.setlb(form.rounds * md * max(wires(decode)))
+    m.decode_wait.setlb(form.slowest[decode] * max(wires(decode)))
 
     m.total = pyo.Expression(
-        expr=once_round(prefill)
+        expr=sum(form.passes[phase] * once_round(phase) for phase in Phase)
         + m.prefill_wait
         + m.decode_rounds
-        + problem.last_rounds * once_round(decode)
         + m.decode_wait
     )
     m.least_seconds = pyo.Objective(expr=m.total)

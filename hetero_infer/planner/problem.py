@@ -1,4 +1,4 @@
-"""`PlanningProblem`: every coefficient of the MILP, with its unit, for one pair of micro-batch sizes (η, ξ)."""
+"""`PlanningProblem`: every coefficient of the MILP, with its unit, for one order of devices and one pair (η, ξ)."""
 
 import itertools
 import math
@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from hetero_infer.cost import memory
 from hetero_infer.cost.comm import activation_message_bytes, token_message_bytes
 from hetero_infer.cost.latency import LayerKind
-from hetero_infer.cost.timeline import PhaseCosts, decode_seconds, prefill_seconds
+from hetero_infer.cost.timeline import PhaseCosts
+from hetero_infer.planner.objective import ClosedForm, closed_form
 from hetero_infer.planner.request import PlanRequest
-from hetero_infer.spec.choice import UNQUANTISED, Choice
-from hetero_infer.spec.cluster import Device
+from hetero_infer.spec.choice import Choice
+from hetero_infer.spec.cluster import Device, Link
 from hetero_infer.spec.errors import InputError
-from hetero_infer.spec.plan import num_micro_batches
+from hetero_infer.spec.sensitivity import ENDS
 from hetero_infer.spec.workload import Phase, Workload
 
 Counts = Mapping[Choice, float]  # decoder layers of a stage, by choice
@@ -22,21 +23,37 @@ LayerChoices = tuple[tuple[Choice, ...], ...]  # per stage, the choices of its d
 
 
 @dataclass(frozen=True)
-class StageTerms:
-    """One stage. What depends on a choice is per decoder layer; `fixed` is what stands there in any case.
+class Ends:
+    """Embedding and head of a stage at one choice each, None where they stand elsewhere; `omega` is what they lose."""
 
-    `layer_s` and `fixed_s` are seconds of one full micro-batch, decode at the middle of the generation. `fixed` is
-    the embedding on the first stage, the head on the last, and the workspace, of which the buffer to dequantise into
-    (`dequantise_bytes`) is there only with a quantised layer. The keys of `layer_bytes` (weights and
-    KV cache) are the choices the device may take.
+    embedding: Choice | None
+    head: Choice | None
+    seconds: Mapping[Phase, float]
+    num_bytes: int
+    omega: float
+
+    @property
+    def dequantises(self) -> bool:
+        """Into a buffer: an embedding only looks rows up."""
+        return self.head is not None and self.head.is_quantised
+
+
+@dataclass(frozen=True)
+class StageTerms:
+    """One stage. What depends on a choice is per decoder layer.
+
+    `layer_s` are seconds of one full micro-batch, decode at the middle of the generation. The keys of `layer_bytes`
+    (weights and KV cache) are the choices the device may take. `workspace_bytes` are there in any case, the buffer to
+    dequantise into (`dequantise_bytes`) only with something quantised. `ends` are the ways to store embedding and
+    head: exactly one, empty, on a stage between others.
     """
 
     device: Device
     layer_s: Mapping[Phase, Counts]
-    fixed_s: Mapping[Phase, float]
     layer_bytes: Mapping[Choice, int]
-    fixed_bytes: int
+    workspace_bytes: int
     dequantise_bytes: int
+    ends: tuple[Ends, ...]
 
     @property
     def choices(self) -> tuple[Choice, ...]:
@@ -44,28 +61,33 @@ class StageTerms:
 
     @property
     def room_bytes(self) -> int:
-        """For decoder layers and, if one of them is quantised, the buffer; the margin is taken off."""
-        return memory.without_margin(self.device.memory_bytes) - self.fixed_bytes
+        """For layers, ends and the buffer; the margin is taken off."""
+        return memory.without_margin(self.device.memory_bytes) - self.workspace_bytes
 
     def buffer_bytes(self, choice: Choice) -> int:
         return self.dequantise_bytes if choice.is_quantised else 0
 
     def most_layers(self, choice: Choice) -> int:
-        """That fit at one choice."""
-        return max(0, (self.room_bytes - self.buffer_bytes(choice)) // self.layer_bytes[choice])
+        """That fit at one choice, with the smallest ends."""
+        return max(max(0, self._room_for_layers(choice, ends)) // self.layer_bytes[choice] for ends in self.ends)
 
     @property
     def holds_a_layer(self) -> bool:
         return any(map(self.most_layers, self.choices))
 
-    def compute_s(self, phase: Phase, counts: Counts) -> float:
-        return self.fixed_s[phase] + sum(self.layer_s[phase][choice] * count for choice, count in counts.items())
+    def compute_s(self, phase: Phase, counts: Counts, ends: Ends) -> float:
+        return ends.seconds[phase] + sum(self.layer_s[phase][choice] * count for choice, count in counts.items())
 
-    def used_bytes(self, counts: Mapping[Choice, int]) -> int:
+    def used_bytes(self, counts: Mapping[Choice, int], ends: Ends) -> int:
         """With the margin."""
-        buffer = max((self.buffer_bytes(choice) for choice, count in counts.items() if count), default=0)
+        dequantises = ends.dequantises or any(choice.is_quantised and count for choice, count in counts.items())
         layers = sum(self.layer_bytes[choice] * count for choice, count in counts.items())
-        return memory.with_margin(self.fixed_bytes + buffer + layers)
+        buffer = self.dequantise_bytes if dequantises else 0
+        return memory.with_margin(self.workspace_bytes + ends.num_bytes + buffer + layers)
+
+    def _room_for_layers(self, choice: Choice, ends: Ends) -> int:
+        buffer = self.dequantise_bytes if choice.is_quantised or ends.dequantises else 0
+        return self.room_bytes - ends.num_bytes - buffer
 
 
 @dataclass(frozen=True)
@@ -73,8 +95,7 @@ class PlanningProblem:
     """`omega[layer]` and `omega_limit` (Ω) are in the sensitivity's unit; `send_s[phase][j]` goes from stage j on."""
 
     micro_batch_size: Mapping[Phase, int]
-    micro_batches: Mapping[Phase, int]
-    new_tokens: int
+    objective: ClosedForm
     stages: tuple[StageTerms, ...]
     send_s: Mapping[Phase, tuple[float, ...]]
     return_s: Mapping[Phase, float]
@@ -87,43 +108,36 @@ class PlanningProblem:
         return len(self.omega)
 
     @property
-    def full_rounds(self) -> int:
-        """Decode rounds that take a whole period: n - 2."""
-        return max(0, self.new_tokens - 2)
-
-    @property
-    def last_rounds(self) -> int:
-        """Decode rounds that only drain: 1, or 0 where the prefill gives the only token."""
-        return min(1, self.new_tokens - 1)
-
-    @property
     def typical_s(self) -> float:
         """Seconds of a plan with equal stages at their first choice: a scale for solvers, no promise."""
         share = self.num_layers / len(self.stages)
-        return self.closed_form_s([{stage.choices[0]: share} for stage in self.stages])
+        counts = [{stage.choices[0]: share} for stage in self.stages]
+        return self.closed_form_s(counts, [stage.ends[0] for stage in self.stages])
 
     @property
     def omega_scale(self) -> float:
         """The largest indicator, so that a tolerance can be relative."""
-        return max(max(row.values()) for row in self.omega) or 1.0
+        ends = (ends.omega for stage in self.stages for ends in stage.ends)
+        return max(*(max(row.values()) for row in self.omega), *ends) or 1.0
 
-    def phase_costs(self, phase: Phase, counts: Sequence[Counts]) -> PhaseCosts:
-        return PhaseCosts(
-            tuple(stage.compute_s(phase, count) for stage, count in zip(self.stages, counts, strict=True)),
-            self.send_s[phase],
-            self.return_s[phase],
-            self.micro_batches[phase],
-        )
-
-    def closed_form_s(self, counts: Sequence[Counts]) -> float:
+    def closed_form_s(self, counts: Sequence[Counts], ends: Sequence[Ends]) -> float:
         """The objective: seconds of prefill and decode."""
-        return prefill_seconds(self.phase_costs(Phase.PREFILL, counts)) + decode_seconds(
-            self.phase_costs(Phase.DECODE, counts), self.new_tokens
-        )
 
-    def total_omega(self, layers: LayerChoices) -> float:
+        def costs(phase: Phase) -> PhaseCosts:
+            stages = zip(self.stages, counts, ends, strict=True)
+            return PhaseCosts(
+                tuple(stage.compute_s(phase, count, end) for stage, count, end in stages),
+                self.send_s[phase],
+                self.return_s[phase],
+                self.objective.micro_batches[phase],
+            )
+
+        return self.objective.seconds(costs(Phase.PREFILL), costs(Phase.DECODE))
+
+    def total_omega(self, layers: LayerChoices, ends: Sequence[Ends]) -> float:
         flat = [choice for stage in layers for choice in stage]
-        return math.fsum(row[choice] for row, choice in zip(self.omega, flat, strict=True))
+        losses = (row[choice] for row, choice in zip(self.omega, flat, strict=True))
+        return math.fsum(itertools.chain(losses, (end.omega for end in ends)))
 
 
 def middle_past_tokens(workload: Workload) -> int:
@@ -131,43 +145,63 @@ def middle_past_tokens(workload: Workload) -> int:
     return workload.prompt_tokens + (workload.new_tokens - 1) // 2
 
 
-def build_problem(request: PlanRequest, prefill_size: int, decode_size: int) -> PlanningProblem:
-    """All coefficients for micro-batches of `prefill_size` (η) and `decode_size` (ξ) sequences."""
-    workload, devices = request.workload, request.cluster.devices
+def build_problem(
+    request: PlanRequest, prefill_size: int, decode_size: int, devices: Sequence[Device] = ()
+) -> PlanningProblem:
+    """All coefficients for micro-batches of `prefill_size` (η) and `decode_size` (ξ) sequences.
+
+    `devices` are the stages in order; all of the cluster's, in its order, where none is named.
+    """
+    devices = devices or request.cluster.devices
     size = {Phase.PREFILL: prefill_size, Phase.DECODE: decode_size}
-    tokens = {Phase.PREFILL: prefill_size * workload.prompt_tokens, Phase.DECODE: decode_size}
+    last = len(devices) - 1
     link = request.cluster.link
     return PlanningProblem(
         micro_batch_size=size,
-        micro_batches={phase: num_micro_batches(workload.batch_size, size[phase]) for phase in Phase},
-        new_tokens=workload.new_tokens,
-        stages=tuple(_stage_terms(request, stage, size) for stage in range(len(devices))),
+        objective=closed_form(request, size),
+        stages=tuple(
+            stage_terms(request, device, size, is_first=stage == 0, is_last=stage == last)
+            for stage, device in enumerate(devices)
+        ),
         send_s={
             phase: tuple(
-                link(source, target).seconds(
-                    activation_message_bytes(
-                        phase, size[phase], tokens[phase], request.model.hidden_size, source.element_bytes
-                    )
-                )
+                send_seconds(request, link(source, target), source, phase, size[phase])
                 for source, target in itertools.pairwise(devices)
             )
             for phase in Phase
         },
         return_s={
-            phase: link(devices[-1], devices[0]).seconds(token_message_bytes(size[phase])) if len(devices) > 1 else 0.0
-            for phase in Phase
+            phase: return_seconds(link(devices[-1], devices[0]), size[phase]) if last else 0.0 for phase in Phase
         },
-        omega=tuple(
-            {choice: request.sensitivity.of(layer, choice) for choice in request.choices}
-            for layer in range(request.model.num_hidden_layers)
-        ),
+        omega=omega_rows(request),
         omega_limit=request.omega_limit,
     )
 
 
-def _stage_terms(request: PlanRequest, stage: int, size: Mapping[Phase, int]) -> StageTerms:
-    model, workload, device = request.model, request.workload, request.cluster.devices[stage]
-    is_first, is_last = stage == 0, stage == len(request.cluster.devices) - 1
+def omega_rows(request: PlanRequest) -> tuple[Counts, ...]:
+    """ω of each decoder layer by choice."""
+    return tuple(
+        {choice: request.sensitivity.of(layer, choice) for choice in request.choices}
+        for layer in range(request.model.num_hidden_layers)
+    )
+
+
+def send_seconds(request: PlanRequest, link: Link, source: Device, phase: Phase, size: int) -> float:
+    """A micro-batch of `size` sequences on its way to the next stage."""
+    tokens = size * request.workload.prompt_tokens if phase is Phase.PREFILL else size
+    return link.seconds(activation_message_bytes(phase, size, tokens, request.model.hidden_size, source.element_bytes))
+
+
+def return_seconds(link: Link, size: int) -> float:
+    """The sampled tokens of a micro-batch on their way to the first stage."""
+    return link.seconds(token_message_bytes(size))
+
+
+def stage_terms(
+    request: PlanRequest, device: Device, size: Mapping[Phase, int], *, is_first: bool, is_last: bool
+) -> StageTerms:
+    """The coefficients of a stage on `device`, for micro-batches of `size` sequences in each phase."""
+    model, workload = request.model, request.workload
     choices = request.latency.allowed_choices(device, request.choices)
     if not choices:
         raise InputError(
@@ -175,35 +209,52 @@ def _stage_terms(request: PlanRequest, stage: int, size: Mapping[Phase, int]) ->
             f"{device.type}; run 'hetero-infer measure' on a {device.type} with [quality] choices as they are now"
         )
 
-    def seconds(kind: LayerKind, choice: Choice, phase: Phase) -> float:
-        if phase is Phase.PREFILL:
-            return request.latency.layer_seconds(device, kind, choice, phase, size[phase], workload.prompt_tokens, 0)
-        return request.latency.layer_seconds(device, kind, choice, phase, size[phase], 1, middle_past_tokens(workload))
+    def seconds(kind: LayerKind, choice: Choice | None) -> Mapping[Phase, float]:
+        if choice is None:
+            return dict.fromkeys(Phase, 0.0)
+        of = request.latency.layer_seconds
+        return {
+            Phase.PREFILL: of(device, kind, choice, Phase.PREFILL, size[Phase.PREFILL], workload.prompt_tokens, 0),
+            Phase.DECODE: of(device, kind, choice, Phase.DECODE, size[Phase.DECODE], 1, middle_past_tokens(workload)),
+        }
 
-    ends: list[LayerKind] = []
-    if is_first:
-        ends.append("embedding")
-    if is_last:
-        ends.append("head")
-    element_bytes = device.element_bytes
-    kv_bytes = memory.kv_cache_bytes(model, workload, element_bytes)
+    def ends(embedding: Choice | None, head: Choice | None) -> Ends:
+        embedding_s, head_s = seconds("embedding", embedding), seconds("head", head)
+        return Ends(
+            embedding,
+            head,
+            seconds={phase: embedding_s[phase] + head_s[phase] for phase in Phase},
+            num_bytes=memory.end_layer_bytes(model, embedding, head, device.element_bytes),
+            omega=sum(
+                request.sensitivity.of_end(kind, choice)
+                for kind, choice in zip(ENDS, (embedding, head), strict=True)
+                if choice
+            ),
+        )
+
+    stands = dict(zip(ENDS, (is_first, is_last), strict=True))
+    of_ends = (
+        request.latency.allowed_choices(device, request.end_choices(kind), kind) if stands[kind] else (None,)
+        for kind in ENDS
+    )
+    layer_s = {choice: seconds("decoder", choice) for choice in choices}
+    kv_bytes = memory.kv_cache_bytes(model, workload, device.element_bytes)
     return StageTerms(
         device=device,
-        layer_s={phase: {choice: seconds("decoder", choice, phase) for choice in choices} for phase in Phase},
-        fixed_s={phase: sum(seconds(kind, UNQUANTISED, phase) for kind in ends) for phase in Phase},
-        layer_bytes={choice: memory.decoder_layer_bytes(model, choice, element_bytes) + kv_bytes for choice in choices},
-        fixed_bytes=memory.end_layer_bytes(
-            model, UNQUANTISED if is_first else None, UNQUANTISED if is_last else None, element_bytes
-        )
-        + memory.workspace_bytes(
+        layer_s={phase: {choice: layer_s[choice][phase] for choice in choices} for phase in Phase},
+        layer_bytes={
+            choice: memory.decoder_layer_bytes(model, choice, device.element_bytes) + kv_bytes for choice in choices
+        },
+        workspace_bytes=memory.workspace_bytes(
             model,
             workload,
             size[Phase.PREFILL],
             size[Phase.DECODE],
-            element_bytes,
+            device.element_bytes,
             is_last=is_last,
-            has_neighbours=len(request.cluster.devices) > 1,
+            has_neighbours=not (is_first and is_last),
             dequantises=False,
         ),
-        dequantise_bytes=memory.dequantise_bytes(model, element_bytes),
+        dequantise_bytes=memory.dequantise_bytes(model, device.element_bytes),
+        ends=tuple(itertools.starmap(ends, itertools.product(*of_ends))),
     )

@@ -1,120 +1,119 @@
-"""The best plan over every pair of micro-batch sizes (η, ξ), with a bound that holds for all of them."""
+"""`find_plan`: the best plan over device orders, subsets, layers, choices and micro-batch sizes, and how sure that is.
 
-import math
+`BranchAndBound` finds it with a bound over everything. HiGHS then proves, from the Pyomo model of the winner's order
+and sizes, that these hold nothing better.
+"""
+
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
+from hetero_infer.planner.branch_and_bound import BranchAndBound, Found
 from hetero_infer.planner.diagnosis import why_infeasible
 from hetero_infer.planner.estimate import estimate_plan
-from hetero_infer.planner.fluid import fluid_bound_s
 from hetero_infer.planner.problem import PlanningProblem, build_problem
 from hetero_infer.planner.request import PlanRequest
-from hetero_infer.planner.solver import Infeasible, Solution, Undecided, highs_version, refine, solve
-from hetero_infer.spec.choice import UNQUANTISED
+from hetero_infer.planner.search_space import SearchSpace
+from hetero_infer.planner.solver import (
+    Infeasible,
+    Solution,
+    Undecided,
+    count_choices,
+    highs_version,
+    least_omega_layers,
+    solve,
+)
+from hetero_infer.planner.space import Pipeline
 from hetero_infer.spec.errors import HeteroInferError, InfeasibleError
 from hetero_infer.spec.plan import Plan, QualityPlan, SolverReport, StagePlan
 from hetero_infer.spec.workload import Phase
 
-
-@dataclass(frozen=True)
-class Best:
-    """The best solution found, the problem it solves, and `bound_s`: no plan of any pair is faster.
-
-    `is_optimal`: every pair was solved to the gap that was asked for, or ruled out.
-    """
-
-    problem: PlanningProblem
-    solution: Solution
-    bound_s: float
-    is_optimal: bool
-
-    @property
-    def gap(self) -> float:
-        return max(0.0, 1 - self.bound_s / self.solution.objective_s)
+SEARCH_SHARE = 0.7  # of the time limit; HiGHS has what is left
+LEAST_GAP = 1e-7  # of a cutoff: HiGHS keeps its constraints to 1e-9
 
 
 def find_plan(request: PlanRequest, *, time_limit_s: float, gap: float) -> Plan:
-    """The fastest plan to the relative `gap`; among plans as fast as it, one that loses least quality.
+    """The fastest plan to the relative `gap`.
 
     At the time limit it is the best plan found, with the gap that was really proven. Raises `InfeasibleError` when
     there is provably no plan, `HeteroInferError` when time ran out before one was found.
     """
     started_s = time.monotonic()
-    deadline_s = started_s + time_limit_s
-    best = search(request, deadline_s=deadline_s, gap=gap)
-    left_s = deadline_s - time.monotonic()
-    if left_s > 0:
-        best = replace(best, solution=refine(best.problem, best.solution, time_limit_s=left_s))
-    report = SolverReport(
-        name=f"pyomo+highs {highs_version()}",
-        status="optimal" if best.is_optimal else "time limit",
-        objective=best.solution.objective_s,
-        bound=best.bound_s,
-        gap=best.gap,
-        seconds=time.monotonic() - started_s,
-    )
-    return _plan(request, best, report)
-
-
-def search(request: PlanRequest, *, deadline_s: float, gap: float) -> Best:
-    """Solve the pairs in the order of their fluid bounds, until the next bound is no better than what is found.
-
-    `deadline_s` is on the monotonic clock. A pair that time did not reach counts with its fluid bound.
-    """
-    sizes = request.workload.micro_batch_sizes
-    problems = [build_problem(request, prefill_size, decode_size) for prefill_size in sizes for decode_size in sizes]
-    candidates = sorted(((fluid_bound_s(problem), problem) for problem in problems), key=lambda candidate: candidate[0])
-    best: tuple[PlanningProblem, Solution] | None = None
-    bounds_s: list[float] = []
-    is_optimal = True
-    for fluid_s, problem in candidates:
-        best_s = best[1].objective_s if best else math.inf
-        if fluid_s >= best_s:
-            break
-        left_s = deadline_s - time.monotonic()
-        outcome = solve(problem, time_limit_s=left_s, gap=gap, cutoff_s=best_s) if left_s > 0 else Undecided(fluid_s)
-        match outcome:
-            case Infeasible():
-                bounds_s.append(best_s)
-            case Undecided():
-                bounds_s.append(max(fluid_s, outcome.bound_s))
-                is_optimal = False
-            case Solution():
-                bounds_s.append(max(fluid_s, outcome.bound_s))
-                is_optimal &= outcome.is_optimal
-                if outcome.objective_s < best_s:
-                    best = problem, outcome
-    if best:
-        problem, solution = best
-        return Best(problem, solution, min(*bounds_s, solution.objective_s), is_optimal)
-    if math.isfinite(min(bounds_s, default=math.inf)):
+    search_space = SearchSpace(request)
+    found = BranchAndBound(search_space, gap).run(started_s + SEARCH_SHARE * time_limit_s)
+    if found.pipeline is None:
+        if found.is_finished:
+            raise InfeasibleError(why_infeasible(request, time_limit_s=max(1.0, 0.3 * time_limit_s)))
         raise HeteroInferError(
             "the planner's time limit came before it found a plan or proved that there is none; raise [planner] "
             "time_limit_s"
         )
-    raise InfeasibleError(why_infeasible(request, time_limit_s=max(1.0, deadline_s - time.monotonic())))
+    problem, solution = with_devices(search_space, found)
+    left_s = max(0.1, started_s + time_limit_s - time.monotonic())
+    solution, order_bound_s = certify(problem, solution, time_limit_s=left_s, gap=gap)
+    bound_s = min(found.bound_s, solution.objective_s)
+    proven_gap = max(0.0, 1 - bound_s / solution.objective_s)
+    report = SolverReport(
+        name=f"pyomo+highs {highs_version()}",
+        status="optimal" if proven_gap <= max(gap, LEAST_GAP) else "time limit",
+        objective=solution.objective_s,
+        bound=bound_s,
+        gap=proven_gap,
+        seconds=time.monotonic() - started_s,
+        order_bound=order_bound_s,
+        searched=str(found.effort),
+    )
+    plan = plan_of(request, problem, solution)
+    return replace(plan, solver=report)
 
 
-def _plan(request: PlanRequest, best: Best, report: SolverReport) -> Plan:
-    last = len(best.problem.stages) - 1
+def with_devices(search_space: SearchSpace, found: Found) -> tuple[PlanningProblem, Solution]:
+    """The best pipeline on devices of its classes: the problem of its order and sizes, and its solution."""
+    pipeline: Pipeline | None = found.pipeline
+    assert pipeline
+    problem = build_problem(search_space.request, *found.sizes, search_space.devices_of(pipeline))
+    counts = [dict(zip(search_space.choices, pick.counts, strict=True)) for pick in pipeline.picks]
+    layers = least_omega_layers(problem, counts)
+    ends = tuple(
+        next(way for way in stage.ends if (way.embedding, way.head) == (pick.ends.embedding, pick.ends.head))
+        for stage, pick in zip(problem.stages, pipeline.picks, strict=True)
+    )
+    objective_s = problem.closed_form_s([count_choices(stage) for stage in layers], ends)
+    omega = problem.total_omega(layers, ends)
+    return problem, Solution(layers, ends, objective_s, found.bound_s, omega, is_optimal=found.is_finished)
+
+
+def certify(problem: PlanningProblem, solution: Solution, *, time_limit_s: float, gap: float) -> tuple[Solution, float]:
+    """HiGHS's word on the order and sizes of a solution: a better one, or the same, and its bound in seconds."""
+    cutoff_s = solution.objective_s * (1 - max(gap, LEAST_GAP))
+    match outcome := solve(problem, time_limit_s=time_limit_s, gap=gap, cutoff_s=cutoff_s):
+        case Infeasible():
+            return solution, cutoff_s
+        case Undecided():
+            return solution, min(outcome.bound_s, cutoff_s)
+        case Solution():
+            return (outcome if outcome.objective_s < solution.objective_s else solution), outcome.bound_s
+
+
+def plan_of(request: PlanRequest, problem: PlanningProblem, solution: Solution) -> Plan:
+    """With its estimate, and without a solver's word."""
     plan = Plan(
         model=request.model_facts,
         devices=request.cluster.devices,
         workload=request.workload,
         stages=tuple(
             StagePlan(
-                stage.device.name, (UNQUANTISED,) * (j == 0) + best.solution.layers[j] + (UNQUANTISED,) * (j == last)
+                stage.device.name,
+                (*filter(None, [ends.embedding]), *layers, *filter(None, [ends.head])),
             )
-            for j, stage in enumerate(best.problem.stages)
+            for stage, layers, ends in zip(problem.stages, solution.layers, solution.ends, strict=True)
         ),
-        prefill_micro_batch_size=best.problem.micro_batch_size[Phase.PREFILL],
-        decode_micro_batch_size=best.problem.micro_batch_size[Phase.DECODE],
+        prefill_micro_batch_size=problem.micro_batch_size[Phase.PREFILL],
+        decode_micro_batch_size=problem.micro_batch_size[Phase.DECODE],
         quality=QualityPlan(
             max_perplexity_increase=request.max_perplexity_increase,
             limit=request.omega_limit,
-            predicted=best.solution.omega,
+            predicted=solution.omega,
             unit=request.sensitivity.unit,
         ),
-        solver=report,
     )
     return replace(plan, estimate=estimate_plan(plan, request.model, request.cluster, request.latency))

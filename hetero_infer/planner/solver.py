@@ -4,7 +4,7 @@ An optimum, an incumbent at the time limit, no incumbent at the time limit, and 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,22 +15,23 @@ from pyomo.contrib.solver.solvers.highs import Highs
 from scipy.optimize import linear_sum_assignment
 
 from hetero_infer.planner.formulation import count_formulation
-from hetero_infer.planner.problem import QUALITY_TOLERANCE, LayerChoices, PlanningProblem
+from hetero_infer.planner.problem import QUALITY_TOLERANCE, Ends, LayerChoices, PlanningProblem
 from hetero_infer.spec.choice import Choice
 from hetero_infer.spec.errors import HeteroInferError
 
 TOLERANCE = 1e-9
-SAME_SPEED = 1e-9  # plans whose seconds differ by less than this share count as equally fast
 
 
 @dataclass(frozen=True)
 class Solution:
-    """`layers[stage]` are the choices of its decoder layers. `objective_s` is recomputed from them.
+    """`layers[stage]` are the choices of its decoder layers, `ends[stage]` its embedding and head. `objective_s` is
+    recomputed from them.
 
     `bound_s` is certified: no plan of this problem is faster. `is_optimal`: within the gap that was asked for.
     """
 
     layers: LayerChoices
+    ends: tuple[Ends, ...]
     objective_s: float
     bound_s: float
     omega: float
@@ -88,21 +89,9 @@ def solve(
     if results.incumbent_objective is None:
         return Undecided(bound_s)
     results.solution_loader.load_vars()
-    layers = _read_off(problem, model)
-    objective_s = problem.closed_form_s([count_choices(stage) for stage in layers])
-    return Solution(layers, objective_s, min(bound_s, objective_s), problem.total_omega(layers), is_optimal)
-
-
-def refine(problem: PlanningProblem, solution: Solution, *, time_limit_s: float) -> Solution:
-    """Among the plans as fast as `solution`, one with least Σω; `solution` itself where none is found in time.
-
-    What is certified about speed stays as it was: the bound does not change.
-    """
-    slowest_s = solution.objective_s * (1 + SAME_SPEED)
-    outcome = solve(problem, time_limit_s=time_limit_s, gap=1e-6, cutoff_s=slowest_s, goal="omega")
-    if isinstance(outcome, Solution) and outcome.omega < solution.omega and outcome.objective_s <= slowest_s:
-        return Solution(outcome.layers, outcome.objective_s, solution.bound_s, outcome.omega, solution.is_optimal)
-    return solution
+    layers, ends = _read_off(problem, model)
+    objective_s = problem.closed_form_s([count_choices(stage) for stage in layers], ends)
+    return Solution(layers, ends, objective_s, min(bound_s, objective_s), problem.total_omega(layers, ends), is_optimal)
 
 
 def highs_version() -> str:
@@ -113,17 +102,32 @@ def count_choices(layers: Sequence[Choice]) -> dict[Choice, int]:
     return {choice: layers.count(choice) for choice in set(layers)}
 
 
-def _read_off(problem: PlanningProblem, model: Any) -> LayerChoices:
-    """An integral plan from the counts: per stage, the least-ω assignment of its choices to its layers."""
+def least_omega_layers(problem: PlanningProblem, counts: Sequence[Mapping[Choice, int]]) -> LayerChoices:
+    """Per stage, the assignment of so many layers at each choice that loses least."""
     layers = []
     first = 0
-    for j, stage in enumerate(problem.stages):
-        pool = [choice for b, choice in enumerate(stage.choices) for _ in range(round(model.n[j, b].value))]
+    for of_stage in counts:
+        pool = [choice for choice, count in of_stage.items() for _ in range(count)]
         rows = problem.omega[first : first + len(pool)]
         _, columns = linear_sum_assignment(np.array([[row[choice] for choice in pool] for row in rows]))
         layers.append(tuple(pool[column] for column in columns))
         first += len(pool)
-        assert stage.used_bytes(count_choices(pool)) <= stage.device.memory_bytes, f"HiGHS overfilled stage {j}"
-    plan = tuple(layers)
-    assert problem.total_omega(plan) <= problem.omega_limit + QUALITY_TOLERANCE * problem.omega_scale, "HiGHS passed Ω"
-    return plan
+    return tuple(layers)
+
+
+def _read_off(problem: PlanningProblem, model: Any) -> tuple[LayerChoices, tuple[Ends, ...]]:
+    """An integral plan from the counts."""
+    counts = [
+        {choice: round(model.n[j, b].value) for b, choice in enumerate(stage.choices)}
+        for j, stage in enumerate(problem.stages)
+    ]
+    layers = least_omega_layers(problem, counts)
+    ends = tuple(
+        next(way for e, way in enumerate(stage.ends) if model.e[j, e].value > 0.5)
+        for j, stage in enumerate(problem.stages)
+    )
+    for j, (stage, count, way) in enumerate(zip(problem.stages, counts, ends, strict=True)):
+        assert stage.used_bytes(count, way) <= stage.device.memory_bytes, f"HiGHS overfilled stage {j}"
+    loss = problem.total_omega(layers, ends)
+    assert loss <= problem.omega_limit + QUALITY_TOLERANCE * problem.omega_scale, "HiGHS passed Ω"
+    return layers, ends

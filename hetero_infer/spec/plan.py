@@ -76,7 +76,11 @@ class QualityPlan:
 
 @dataclass(frozen=True)
 class SolverReport:
-    """How sure the plan is the best: HiGHS's answer over every (η, ξ), in seconds of the closed form."""
+    """How sure the plan is the best, in seconds of the closed form.
+
+    No plan over all device orders, subsets and micro-batch sizes is faster than `bound`. `order_bound` is HiGHS's own
+    word on the plan's order and sizes. `searched` says what was looked at and what was ruled out.
+    """
 
     name: str
     status: str
@@ -84,6 +88,8 @@ class SolverReport:
     bound: float
     gap: float
     seconds: float
+    order_bound: float = 0.0
+    searched: str = ""
 
 
 @dataclass(frozen=True)
@@ -191,8 +197,8 @@ class Plan:
         content = read_fields(content, FIELDS, where, OPTIONAL_FIELDS)
         if len(content["pipelines"]) != 1:
             raise InputError(f"{where}: it has {len(content['pipelines'])} pipelines; this version runs one")
-        kinds = {"stages": list, "prefill": dict, "decode": dict}
-        pipeline = read_fields(content["pipelines"][0], kinds, f"{where}, pipelines[0]")
+        parts = {"stages": list, "prefill": dict, "decode": dict}
+        pipeline = read_fields(content["pipelines"][0], parts, f"{where}, pipelines[0]")
         sizes = {"micro_batch_size": int}
         prefill, decode = (
             read_fields(pipeline[phase], sizes, f"{where}, {phase}", {"micro_batches": int})
@@ -210,7 +216,9 @@ class Plan:
         if quality is not None:
             quality = QualityPlan(**read_fields(quality, kinds_of(QualityPlan), f"{where}, quality"))
         if solver is not None:
-            solver = SolverReport(**read_fields(solver, kinds_of(SolverReport), f"{where}, solver"))
+            kinds = kinds_of(SolverReport)
+            optional = {name: kinds.pop(name) for name in ("order_bound", "searched")}
+            solver = SolverReport(**read_fields(solver, kinds, f"{where}, solver", optional))
         with located(where):
             return cls(
                 model={**content["model"], **model},

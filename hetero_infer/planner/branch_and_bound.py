@@ -1,0 +1,235 @@
+"""The fastest pipeline over all orders, subsets and micro-batch sizes, with a bound that holds for all of them.
+
+Best first over the nodes of all pairs (η, ξ) at once: the node with the lowest bound is relaxed, and split where the
+relaxation's plan passes its floors. A pair is not looked into before its fluid bound comes up.
+"""
+
+import heapq
+import itertools
+import math
+import time
+from dataclasses import dataclass, field, replace
+
+from hetero_infer.planner.exhaust import exhaust
+from hetero_infer.planner.fluid import fluid_bound_s
+from hetero_infer.planner.improve import improve
+from hetero_infer.planner.problem import omega_rows
+from hetero_infer.planner.relaxation import Dual, Relaxation
+from hetero_infer.planner.search_space import SearchSpace
+from hetero_infer.planner.space import Node, Pipeline, Space
+from hetero_infer.spec.workload import Phase
+
+PREFILL, DECODE = Phase.PREFILL, Phase.DECODE
+SPLITTING_SHARE = 0.25  # of what a bound lacks: where the floors explain less, splitting them helps no more
+MOST_LABELS = 100_000  # of an enumeration
+TIE = 1e-11  # a plan that is faster by less than this share is not looked for
+
+
+@dataclass
+class Effort:
+    """What was looked at, and what was ruled out and why."""
+
+    pairs: int = 0
+    infeasible_pairs: int = 0
+    opened_pairs: int = 0
+    nodes: int = 0
+    enumerated: int = 0
+
+    def __str__(self) -> str:
+        ruled_out = self.pairs - self.infeasible_pairs - self.opened_pairs
+        return (
+            f"{self.pairs} pairs of micro-batch sizes over all device orders and subsets: {self.infeasible_pairs} "
+            f"cannot fit, {ruled_out} ruled out by their fluid bound, {self.opened_pairs} searched in {self.nodes} "
+            f"parts, {self.enumerated} of these plan by plan"
+        )
+
+
+@dataclass
+class Found:
+    """The best pipeline and its pair; no pipeline of any pair is faster than `bound_s`."""
+
+    sizes: tuple[int, int] = (0, 0)
+    pipeline: Pipeline | None = None
+    bound_s: float = 0.0
+    is_finished: bool = False
+    effort: Effort = field(default_factory=Effort)
+
+    @property
+    def seconds(self) -> float:
+        return self.pipeline.seconds if self.pipeline else math.inf
+
+
+@dataclass(frozen=True, order=True)
+class _Open:
+    """`node` is None until its pair of sizes is looked into."""
+
+    bound_s: float
+    number: int
+    sizes: tuple[int, int] = field(compare=False)
+    node: Node | None = field(compare=False, default=None)
+
+
+class BranchAndBound:
+    def __init__(self, search_space: SearchSpace, gap: float) -> None:
+        self._space = search_space
+        self._gap = max(gap, TIE)
+        self._spaces: dict[tuple[int, int], Space] = {}
+        self._pools: dict[tuple[int, int], list[Pipeline]] = {}
+        self._number = itertools.count()
+        self._heap: list[_Open] = []
+        self._least_closed_s = math.inf
+        self.found = Found()
+
+    def run(self, deadline_s: float) -> Found:
+        """Until the gap is reached or the deadline, on the monotonic clock, has come."""
+        found = self.found
+        self._open_pairs()
+        while self._heap and time.monotonic() < deadline_s:
+            opened = heapq.heappop(self._heap)
+            if opened.bound_s >= self._cut_s:
+                self._close(opened.bound_s)
+                continue
+            self._expand(opened)
+        bounds = [self._least_closed_s, found.seconds, *(opened.bound_s for opened in self._heap)]
+        found.bound_s = min(bounds)
+        found.is_finished = not self._heap
+        return found
+
+    @property
+    def _cut_s(self) -> float:
+        return self.found.seconds * (1 - self._gap)
+
+    def _close(self, bound_s: float) -> None:
+        self._least_closed_s = min(self._least_closed_s, bound_s)
+
+    def _open_pairs(self) -> None:
+        search_space = self._space
+        request = search_space.request
+        sizes = request.workload.micro_batch_sizes
+        multiplicity = [len(one.devices) for one in search_space.classes]
+        omega = omega_rows(request)
+        for pair in itertools.product(sizes, sizes):
+            form = search_space.objective(*pair)
+            bound_s = fluid_bound_s(form, search_space.terms(*pair), multiplicity, omega, request.omega_limit)
+            self.found.effort.pairs += 1
+            if math.isinf(bound_s):
+                self.found.effort.infeasible_pairs += 1
+            else:
+                heapq.heappush(self._heap, _Open(bound_s, next(self._number), pair))
+
+    def _expand(self, opened: _Open) -> None:
+        sizes, effort = opened.sizes, self.found.effort
+        if sizes not in self._spaces:
+            self._spaces[sizes] = self._space.space(*sizes)
+            effort.opened_pairs += 1
+        effort.nodes += 1
+        space, pool = self._spaces[sizes], self._pools.setdefault(sizes, [])
+        node = _with_caps(space, opened.node or space.root(opened.bound_s), self._cut_s)
+        relaxation = Relaxation(space, node, pool)
+        if not relaxation.can_keep_quality():
+            return
+        dual = relaxation.dual(self._cut_s, tolerance_s=1e-5 * opened.bound_s)
+        for _, path in dual.weights:
+            self._offer(sizes, improve(space, relaxation, path))
+        bound_s = max(opened.bound_s, dual.bound_s)
+        if bound_s >= self._cut_s:
+            self._close(bound_s)
+            return
+        node = replace(
+            node,
+            bound_s=bound_s,
+            dual_s=dual.bound_s,
+            omega_price=dual.omega_price,
+            period_share=dual.period_share,
+        )
+        children = _split(space, node, dual, self._cut_s)
+        if not children:
+            effort.enumerated += 1
+            rest = exhaust(space, relaxation, dual, self._cut_s, MOST_LABELS)
+            if rest.found:
+                self._offer(sizes, rest.found)
+            if rest.is_complete:
+                self._close(self._cut_s)
+            else:
+                self._close(bound_s)
+        for child in children:
+            heapq.heappush(self._heap, _Open(child.bound_s, next(self._number), sizes, child))
+
+    def _offer(self, sizes: tuple[int, int], pipeline: Pipeline) -> None:
+        space = self._spaces[sizes]
+        if space.keeps_quality(pipeline.omega) and pipeline.seconds < self.found.seconds:
+            self.found.sizes, self.found.pipeline = sizes, pipeline
+
+
+def _slopes(space: Space, period_share: float) -> dict[Phase, float]:
+    """Seconds of the bound per second of the slowest station."""
+    form = space.objective
+    return {
+        PREFILL: form.slowest[PREFILL],
+        DECODE: form.slowest[DECODE] + period_share * form.rounds * form.micro_batches[DECODE],
+    }
+
+
+def _with_caps(space: Space, node: Node, cut_s: float) -> Node:
+    """With caps beyond which a plan is slower than the cutoff."""
+    if math.isinf(cut_s):
+        return node
+    caps = {}
+    for phase, slope in _slopes(space, node.period_share).items():
+        most = node.floors[phase] + (cut_s - node.dual_s) / slope if slope > 0 else math.inf
+        caps[phase] = min(node.caps[phase], most * (1 + 1e-12))
+    return replace(node, caps=caps)
+
+
+def _split(space: Space, node: Node, dual: Dual, cut_s: float) -> list[Node]:
+    """Where the bound undercharges its own plans most. Empty where no split explains what the bound lacks."""
+    missing_s = cut_s - node.dual_s if math.isfinite(cut_s) else 1e-3 * node.dual_s
+    excess = {phase: _excess(space, node, dual, phase) for phase in Phase}
+    phase = max(excess, key=excess.__getitem__)
+    if excess[phase] < 0.5 * missing_s and (halves := _split_uses(node, dual)):
+        return halves
+    if excess[phase] > SPLITTING_SHARE * missing_s:
+        return _split_at(space, node, dual, phase)
+    return []
+
+
+def _excess(space: Space, node: Node, dual: Dual, phase: Phase) -> float:
+    """Seconds by which the bound's plans take longer than it charges them, at the slowest station of a phase."""
+    return sum(weight * _undercharged(space, node, dual, phase, path) for weight, path in dual.weights)
+
+
+def _undercharged(space: Space, node: Node, dual: Dual, phase: Phase, path: Pipeline) -> float:
+    form = space.objective
+    above_s = path.slowest[phase] - node.floors[phase]
+    seconds = form.slowest[phase] * above_s
+    if phase is DECODE:
+        share, md = dual.period_share, form.micro_batches[DECODE]
+        charged_s = share * md * node.floors[DECODE] + (1 - share) * path.passes[DECODE]
+        seconds += form.rounds * (max(md * path.slowest[DECODE], path.passes[DECODE]) - charged_s)
+    return seconds
+
+
+def _split_at(space: Space, node: Node, dual: Dual, phase: Phase) -> list[Node]:
+    """Half way between what the slowest station is charged and what it takes, of the plan most undercharged."""
+    form = space.objective
+    _, path = max(dual.weights, key=lambda one: one[0] * _undercharged(space, node, dual, phase, one[1]))
+    charged_s, taken_s = node.floors[phase], path.slowest[phase]
+    if phase is DECODE and form.rounds and form.micro_batches[DECODE] * taken_s > path.passes[DECODE]:
+        charged_s = max(charged_s, path.passes[DECODE] / form.micro_batches[DECODE])  # a shorter period is a pass
+    if taken_s - charged_s < 1e-9 * taken_s:
+        return []
+    middle_s = (charged_s + taken_s) / 2
+    dual_s = node.dual_s + _slopes(space, node.period_share)[phase] * (middle_s - node.floors[phase])
+    higher = replace(node, floors={**node.floors, phase: middle_s}, dual_s=dual_s, bound_s=max(node.bound_s, dual_s))
+    return [replace(node, caps={**node.caps, phase: middle_s}), higher]
+
+
+def _split_uses(node: Node, dual: Dual) -> list[Node]:
+    """Where the bound mixes plans that use different numbers of a class of devices."""
+    for c, use in enumerate(node.uses):
+        counts = {path.num_on(c) for _, path in dual.weights}
+        if len(counts) > 1:
+            middle = min(counts) + 1
+            halves = (range(use.start, middle), range(middle, use.stop))
+            return [replace(node, uses=(*node.uses[:c], half, *node.uses[c + 1 :])) for half in halves]
+    return []

@@ -1,0 +1,170 @@
+"""From a `PlanRequest` to the `Space` of each pair of micro-batch sizes, and back from a `Pipeline` to devices."""
+
+import itertools
+from collections.abc import Mapping
+from functools import cached_property
+
+import numpy as np
+
+from hetero_infer.planner.device_classes import DeviceClass, device_classes, link_between
+from hetero_infer.planner.least_omega import Bools, Floats, Integers, LeastOmega
+from hetero_infer.planner.objective import ClosedForm, closed_form
+from hetero_infer.planner.problem import (
+    QUALITY_TOLERANCE,
+    StageTerms,
+    omega_rows,
+    return_seconds,
+    send_seconds,
+    stage_terms,
+)
+from hetero_infer.planner.request import PlanRequest
+from hetero_infer.planner.ring_paths import RingPaths
+from hetero_infer.planner.space import Pipeline, Space, Wires
+from hetero_infer.planner.stage_options import CountTables, Position, StageOptions, fitting
+from hetero_infer.spec.choice import Choice
+from hetero_infer.spec.cluster import Device
+from hetero_infer.spec.workload import Phase
+
+POSITIONS: Mapping[Position, tuple[bool, bool]] = {
+    "first": (True, False),
+    "middle": (False, False),
+    "last": (False, True),
+    "only": (True, True),
+}
+
+
+class SearchSpace:
+    """All spaces of a request. What they share is made once."""
+
+    def __init__(self, request: PlanRequest) -> None:
+        self.request = request
+        self.classes: tuple[DeviceClass, ...] = device_classes(request.cluster)
+        self._seconds: dict[tuple[int, Phase, int], Floats] = {}
+        sends_alike, self._group_examples = self._groups_by_sending()
+        self.paths = RingPaths([len(c.devices) for c in self.classes], request.model.num_hidden_layers, sends_alike)
+        self.first_groups = self._groups_by_way_back()
+
+    def terms(self, prefill_size: int, decode_size: int) -> list[dict[Position, StageTerms]]:
+        """Per class, by position."""
+        size = {Phase.PREFILL: prefill_size, Phase.DECODE: decode_size}
+        return [
+            {
+                position: stage_terms(self.request, one.example, size, is_first=is_first, is_last=is_last)
+                for position, (is_first, is_last) in POSITIONS.items()
+            }
+            for one in self.classes
+        ]
+
+    def objective(self, prefill_size: int, decode_size: int) -> ClosedForm:
+        return closed_form(self.request, {Phase.PREFILL: prefill_size, Phase.DECODE: decode_size})
+
+    def space(self, prefill_size: int, decode_size: int) -> Space:
+        """Of one pair of micro-batch sizes."""
+        size = {Phase.PREFILL: prefill_size, Phase.DECODE: decode_size}
+        terms = self.terms(prefill_size, decode_size)
+        options = [
+            StageOptions(
+                tables,
+                {phase: self._layers_s(c, phase, size[phase], of_class["middle"]) for phase in Phase},
+                of_class,
+            )
+            for c, (tables, of_class) in enumerate(zip(self._tables, terms, strict=True))
+        ]
+        scale = max(*(max(row.values()) for row in self._omega), *self._end_losses(terms)) or 1.0
+        return Space(
+            self.objective(prefill_size, decode_size),
+            options,
+            self.paths,
+            Wires(
+                {phase: self._send(phase, size[phase]) for phase in Phase},
+                {phase: self._back(size[phase]) for phase in Phase},
+            ),
+            self.first_groups,
+            self.request.omega_limit,
+            QUALITY_TOLERANCE * scale,
+        )
+
+    def devices_of(self, pipeline: Pipeline) -> tuple[Device, ...]:
+        """In the order of the stages; of a class the first ones of the hostfile."""
+        left = [list(one.devices) for one in self.classes]
+        return tuple(left[pick.hop.device_class].pop(0) for pick in pipeline.picks)
+
+    @property
+    def choices(self) -> tuple[Choice, ...]:
+        return self.request.choices
+
+    @cached_property
+    def _omega(self) -> tuple[Mapping[Choice, float], ...]:
+        return omega_rows(self.request)
+
+    @cached_property
+    def _tables(self) -> list[CountTables]:
+        """With the smallest workspace that any pair of sizes has."""
+        smallest = min(self.request.workload.micro_batch_sizes)
+        terms = self.terms(smallest, smallest)
+        roomiest = [of_class[position] for of_class in terms for position in POSITIONS]
+
+        def fits(rows: Integers) -> Bools:
+            kept = np.zeros(len(rows), dtype=bool)
+            for one in roomiest:
+                kept |= fitting(rows, self.choices, one)
+            return kept
+
+        omega = np.array([[row[choice] for choice in self.choices] for row in self._omega])
+        least = LeastOmega(omega, len(omega), fits, is_limited=self.request.omega_limit < np.inf)
+        return [CountTables(least, self.choices, list(of_class.values()), len(omega)) for of_class in terms]
+
+    def _layers_s(self, c: int, phase: Phase, size: int, terms: StageTerms) -> Floats:
+        key = c, phase, size
+        if key not in self._seconds:
+            self._seconds[key] = self._tables[c].seconds(terms.layer_s[phase])
+        return self._seconds[key]
+
+    def _end_losses(self, terms: list[dict[Position, StageTerms]]) -> list[float]:
+        return [ends.omega for of_class in terms for one in of_class.values() for ends in one.ends]
+
+    # Links.
+
+    def _send(self, phase: Phase, size: int) -> Floats:
+        return np.array(
+            [
+                [
+                    send_seconds(
+                        self.request, link_between(self.request.cluster, source, target), source.example, phase, size
+                    )
+                    for target in self.classes
+                ]
+                for source in self._group_examples
+            ]
+        )
+
+    def _back(self, size: int) -> Floats:
+        return np.array(
+            [
+                [
+                    return_seconds(link_between(self.request.cluster, last, self.classes[group[0]]), size)
+                    for last in self._group_examples
+                ]
+                for group in self.first_groups
+            ]
+        )
+
+    def _groups_by_sending(self) -> tuple[list[int], list[DeviceClass]]:
+        """Classes whose links to all classes, and elements, are the same."""
+        keys = {
+            one: (
+                one.example.element_bytes,
+                *(link_between(self.request.cluster, one, target) for target in self.classes),
+            )
+            for one in self.classes
+        }
+        distinct = list(dict.fromkeys(keys.values()))
+        examples = [next(one for one in self.classes if keys[one] == key) for key in distinct]
+        return [distinct.index(keys[one]) for one in self.classes], examples
+
+    def _groups_by_way_back(self) -> list[list[int]]:
+        def way_back(c: int) -> tuple[object, ...]:
+            return tuple(link_between(self.request.cluster, last, self.classes[c]) for last in self.classes)
+
+        by_way = sorted(range(len(self.classes)), key=lambda c: repr(way_back(c)))
+        return [list(group) for _, group in itertools.groupby(by_way, key=lambda c: repr(way_back(c)))]
