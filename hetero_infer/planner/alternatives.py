@@ -13,14 +13,11 @@ from hetero_infer.planner.changes import NOTICEABLE
 from hetero_infer.planner.check import MIB
 from hetero_infer.planner.estimate import PlanCosts, estimate_plan
 from hetero_infer.planner.explain import Explanation
-from hetero_infer.planner.problem import build_problem
 from hetero_infer.planner.request import PlanRequest
-from hetero_infer.planner.solver import Solution, solve
 from hetero_infer.planner.what_if import NoPlan, Worth, plan_or_why
-from hetero_infer.spec.choice import UNQUANTISED
 from hetero_infer.spec.cluster import Device, Link
 from hetero_infer.spec.gpu_type import GIB
-from hetero_infer.spec.plan import Plan, StagePlan
+from hetero_infer.spec.plan import Plan
 from hetero_infer.spec.workload import Phase
 
 
@@ -129,11 +126,13 @@ def _changes(now: Plan, request: PlanRequest, binding: Sequence[str]) -> Iterato
         devices = tuple(grown if one == device else one for one in cluster.devices)
         yield "memory", f"1 {unit} more on {device.name}", _with(request, devices)
     if len(now.stages) > 1:
-        pair, link = _slowest_link(now, request)
-        faster = Link(link.alpha_s / 2, link.bytes_per_s * 2)
-        links = {**cluster.links, pair: faster, pair[::-1]: faster}
-        change = f"a link twice as fast between {pair[0]} and {pair[1]}"
-        yield "link", change, replace(request, cluster=replace(cluster, links=links))
+        source, target = _slowest_link(now, request)
+        links = {
+            (one.host, other.host): _twice(cluster.link(one, other))
+            for one, other in ((source, target), (target, source))
+        }
+        change = f"a link twice as fast between {source.host} and {target.host}"
+        yield "link", change, replace(request, cluster=replace(cluster, links={**cluster.links, **links}))
     for device in _kinds(cluster.devices):
         if len(cluster.devices) < request.model.num_hidden_layers:
             another = replace(device, host=f"new-{device.type}", slot=0)
@@ -164,8 +163,12 @@ def _kept(now: Plan, changed: PlanRequest, found: Plan) -> Plan | None:
     return replace(plan, estimate=estimate, solver=report)
 
 
-def _slowest_link(now: Plan, request: PlanRequest) -> tuple[tuple[str, str], Link]:
-    """Between the hosts of two neighbouring stages, by what a whole batch spends on it."""
+def _twice(link: Link) -> Link:
+    return Link(link.alpha_s / 2, link.bytes_per_s * 2)
+
+
+def _slowest_link(now: Plan, request: PlanRequest) -> tuple[Device, Device]:
+    """The devices of two neighbouring stages between which a whole batch spends most."""
     costs = PlanCosts(now, request.model, request.cluster, request.latency)
     phases = {phase: costs.of_phase(phase) for phase in Phase}
     rounds = {Phase.PREFILL: 1, Phase.DECODE: now.workload.new_tokens - 1}
@@ -174,39 +177,20 @@ def _slowest_link(now: Plan, request: PlanRequest) -> tuple[tuple[str, str], Lin
         return sum(rounds[phase] * phases[phase].micro_batches * phases[phase].send_s[stage] for phase in Phase)
 
     stage = max(range(len(now.stages) - 1), key=spent_s)
-    source, target = costs.devices[stage : stage + 2]
-    return (source.host, target.host), request.cluster.link(source, target)
+    return costs.devices[stage], costs.devices[stage + 1]
 
 
 def _forced(now: Plan, request: PlanRequest, device: Device, each_s: float, gap: float) -> str:
-    """The device put at every place of the pipeline, in the plan's micro-batches, each solved to the gap."""
+    """The best plan that uses one more of the kind than `now` does."""
     used = [now.device_of(stage) for stage in range(len(now.stages))]
-    orders = [(*used[:place], device, *used[place:]) for place in range(len(used) + 1)]
-    found = [plan for order in orders if (plan := _best_in_order(now, request, order, each_s / len(orders), gap))]
-    if not found:
-        return "no plan of this pipeline with it was found in the time"
-    assert now.estimate
-    seconds = min(estimate_plan(plan, request.model, request.cluster, request.latency).total_s for plan in found)
-    slower = seconds / now.estimate.total_s - 1
-    return f"the best plan found with it in this pipeline is {abs(slower):.1%} {'slower' if slower >= 0 else 'faster'}"
-
-
-def _best_in_order(
-    now: Plan, request: PlanRequest, order: tuple[Device, ...], time_limit_s: float, gap: float
-) -> Plan | None:
-    ordered = _with(request, order)
-    problem = build_problem(ordered, now.prefill_micro_batch_size, now.decode_micro_batch_size)
-    outcome = solve(problem, time_limit_s=time_limit_s, gap=gap)
-    if not isinstance(outcome, Solution):
-        return None
-    last = len(order) - 1
-    return replace(
-        now,
-        stages=tuple(
-            StagePlan(device.name, (UNQUANTISED,) * (j == 0) + layers + (UNQUANTISED,) * (j == last))
-            for j, (device, layers) in enumerate(zip(order, outcome.layers, strict=True))
-        ),
-    )
+    must_use = [device.name, *(other.name for other in used if _kind(other) == _kind(device))]
+    forced = plan_or_why(request, time_limit_s=each_s, gap=gap, must_use=must_use)
+    if not isinstance(forced, Plan):
+        return "no plan can use it" if forced.is_proven else "no plan with it was found in the time"
+    assert now.estimate and forced.estimate and forced.solver
+    slower = forced.estimate.total_s / now.estimate.total_s - 1
+    words = "is as fast" if abs(slower) < NOTICEABLE else f"is {abs(slower):.1%} {'slower' if slower > 0 else 'faster'}"
+    return f"the best plan with it {words} (gap {forced.solver.gap:.2%})"
 
 
 def _with(request: PlanRequest, devices: tuple[Device, ...]) -> PlanRequest:
@@ -214,8 +198,12 @@ def _with(request: PlanRequest, devices: tuple[Device, ...]) -> PlanRequest:
 
 
 def _kinds(devices: Iterable[Device]) -> list[Device]:
-    """The first of each type, memory and slowdown."""
-    return list({(d.timed_as, d.memory_bytes, d.slowdown): d for d in reversed(list(devices))}.values())[::-1]
+    """The first of each kind."""
+    return list({_kind(device): device for device in reversed(list(devices))}.values())[::-1]
+
+
+def _kind(device: Device) -> tuple[str, int, float]:
+    return device.timed_as, device.memory_bytes, device.slowdown
 
 
 def _words(device: Device) -> str:

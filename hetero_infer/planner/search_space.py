@@ -1,7 +1,7 @@
 """From a `PlanRequest` to the `Space` of each pair of micro-batch sizes, and back from a `Pipeline` to devices."""
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import cached_property
 
 import numpy as np
@@ -34,11 +34,15 @@ POSITIONS: Mapping[Position, tuple[bool, bool]] = {
 
 
 class SearchSpace:
-    """All spaces of a request. What they share is made once."""
+    """All spaces of a request. What they share is made once.
 
-    def __init__(self, request: PlanRequest) -> None:
+    A pipeline must use as many devices of each class as `must_use` names of it.
+    """
+
+    def __init__(self, request: PlanRequest, must_use: Collection[str] = ()) -> None:
         self.request = request
         self.classes: tuple[DeviceClass, ...] = device_classes(request.cluster)
+        self.fewest = [sum(device.name in must_use for device in one.devices) for one in self.classes]
         self._seconds: dict[tuple[int, Phase, int], Floats] = {}
         sends_alike, self._group_examples = self._groups_by_sending()
         self.paths = RingPaths([len(c.devices) for c in self.classes], request.model.num_hidden_layers, sends_alike)
@@ -82,6 +86,7 @@ class SearchSpace:
             self.first_groups,
             self.request.omega_limit,
             QUALITY_TOLERANCE * scale,
+            self.fewest,
         )
 
     def devices_of(self, pipeline: Pipeline) -> tuple[Device, ...]:

@@ -1,5 +1,6 @@
 """Plans of a request and of a changed one, side by side, and what the change is worth."""
 
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -17,10 +18,12 @@ class NoPlan:
     is_proven: bool
 
 
-def plan_or_why(request: PlanRequest, *, time_limit_s: float, gap: float) -> Plan | NoPlan:
+def plan_or_why(
+    request: PlanRequest, *, time_limit_s: float, gap: float, must_use: Collection[str] = ()
+) -> Plan | NoPlan:
     """`find_plan`, where no plan is an answer, too."""
     try:
-        return find_plan(request, time_limit_s=time_limit_s, gap=gap)
+        return find_plan(request, time_limit_s=time_limit_s, gap=gap, must_use=must_use)
     except InputError:
         raise
     except HeteroInferError as error:

@@ -142,10 +142,11 @@ def test_a_plan_by_hand_a_single_stage_and_a_single_token_have_a_page() -> None:
     assert "The prefill" in page and "The decode" not in page and "How sure this is" not in page
 
 
-def test_a_device_that_is_left_out_is_shown_as_unused(plan: Plan, request_: PlanRequest) -> None:
+def test_a_device_that_is_left_out_is_shown_as_unused(request_: PlanRequest) -> None:
     spare = Device("spare", 0, "cpu", ROOMY)
     cluster = replace(request_.cluster, devices=(*request_.cluster.devices, spare))
-    page = draw_page(replace(plan, devices=cluster.devices), replace(request_, cluster=cluster))
+    by_hand = replace(plan_of(request_), devices=cluster.devices)
+    page = draw_page(by_hand, replace(request_, cluster=cluster))
     assert "Left out: spare:0 cpu." in page and "spare:0 is not used" in page
 
 
