@@ -8,10 +8,11 @@ from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
 from hetero_infer.cost.latency import SPEC_SHEET, LatencyModel
-from hetero_infer.spec import Choice, Cluster, Device, Link, Phase, Plan
-from hetero_infer.spec.plan import num_micro_batches
+from hetero_infer.spec import Choice, Cluster, Device, Fleet, Link, Phase, Plan
+from hetero_infer.spec.plan import SolverReport, num_micro_batches
 
 if TYPE_CHECKING:
+    from hetero_infer.planner.compare import Compared
     from hetero_infer.planner.explain import Explanation
     from hetero_infer.planner.pareto import ParetoPoint
     from hetero_infer.planner.what_if import NoPlan, WhatIf
@@ -27,6 +28,16 @@ BAR = {"weights": "█", "kv_cache": "▓", "workspace": "▒", "free": "░"}
 IN_ASCII = str.maketrans(
     {"█": "#", "▓": "=", "▒": "-", "░": ".", "×": "x", "–": "-", "…": "~", "≤": "<=", "Σ": "sum ", "ω": "omega"}
 )
+
+
+def fleet_table(fleet: Fleet) -> str:
+    """The table of each replica, then what they are together."""
+    tables = (f"replica {number}\n{plan_table(plan)}\n" for number, plan in enumerate(fleet.replicas))
+    batch, seconds = fleet.workload, max(plan.estimate.total_s for plan in fleet.replicas if plan.estimate)
+    rate = f"{batch.batch_size * batch.new_tokens / seconds:.1f} tokens/s"
+    words = f"{len(fleet.replicas)} at the same time: {batch.batch_size} sequences in {duration(seconds)}, {rate}"
+    facts = [("replicas", words), *([("solver", _solver_words(fleet.solver))] if fleet.solver else [])]
+    return "\n".join([*tables, *(labelled(*fact) for fact in facts)])
 
 
 def plan_table(plan: Plan) -> str:
@@ -68,11 +79,7 @@ def plan_table(plan: Plan) -> str:
             f"loss {quality.predicted:.4f} of at most {quality.limit:.4f} {quality.unit}: perplexity "
             f"+{math.expm1(quality.predicted):.1%} predicted, +{quality.max_perplexity_increase:.1%} at most",
         ),
-        (
-            "solver",
-            f"{solver.status} in {solver.seconds:.1f} s: closed form {solver.objective:.4f} s, "
-            f"bound {solver.bound:.4f} s, gap {solver.gap:.2%} ({solver.name})",
-        ),
+        ("solver", _solver_words(solver)),
     ]
     if any("*" in row[3] for row in rows):
         facts.insert(0, ("bits", "* counted by bits; the order of the layers is in plan.json"))
@@ -178,6 +185,39 @@ def link_words(cluster: Cluster) -> str:
     return f"default_link ({alpha_us} µs, {gbit} Gbit/s) for {pairs[0]}{more}"
 
 
+def comparison_text(rows: Sequence["Compared"]) -> str:
+    """A line for each planner, and below the table why some have no plan."""
+    lines = labelled_all([("none", why) for why in comparison_reasons(rows)])
+    return "\n".join([text_table(comparison_rows(rows), right=(1, 2, 3, 4, 5)), *lines])
+
+
+def comparison_rows(rows: Sequence["Compared"]) -> list[tuple[str, ...]]:
+    """The table's cells, its head first."""
+    table = [("planner", "prefill", "decode", "tokens/s", "time", "loss", "fullest device")]
+    for row in rows:
+        if row.estimate is None:
+            table.append((row.name, "none", "", "", "", "", ""))
+            continue
+        device, share = row.fullest
+        table.append(
+            (
+                row.name,
+                duration(row.estimate.prefill_s),
+                duration(row.estimate.decode_s),
+                f"{row.estimate.tokens_per_s:.1f}",
+                f"{row.slower:.2f}×",
+                f"{row.omega:.4f}",
+                f"{share:.0%} of {_elided(device, DEVICE_WIDTH)}",
+            )
+        )
+    return table
+
+
+def comparison_reasons(rows: Sequence["Compared"]) -> list[str]:
+    """Of those that have no plan."""
+    return [f"{row.name}: {row.outcome.why}" for row in rows if row.estimate is None]
+
+
 def predicted(plan: Plan, done: str = "predicted") -> str:
     """`"predicted"`, and what stands beside every figure of a plan for devices that nobody measured."""
     types = [name for name, source in plan.estimate.source.items() if source == SPEC_SHEET] if plan.estimate else []
@@ -215,11 +255,13 @@ def device_words(device: Device) -> str:
 
 
 def layers_words(plan: Plan, stage: int) -> str:
-    """``0–5 (6) + emb``: the decoder layers, and embedding, head or both (`ends`) where they stand."""
+    """``0–5 (6) + emb``: the decoder layers, and embedding, head or both (`ends`) where they stand; ``head at 8`` where
+    it is quantised."""
     layers, last = plan.decoder_range(stage), len(plan.stages) - 1
     decoders = f"{'–'.join(map(str, sorted({layers[0], layers[-1]})))} ({len(layers)})" if layers else ""
-    ends = {0: "emb", last: "head"}.get(stage, "") if last else "ends"
-    return " + ".join(filter(None, [decoders, ends]))
+    ends = [("emb", plan.embedding_choice)] * (stage == 0) + [("head", plan.head_choice)] * (stage == last)
+    words = [f"{name} at {choice.bits}" if choice.is_quantised else name for name, choice in ends]
+    return " + ".join(filter(None, [decoders, *(["ends"] if words == ["emb", "head"] else words)]))
 
 
 def run_lengths(choices: Sequence[Choice]) -> str:
@@ -280,6 +322,13 @@ def encodable(text: str, encoding: str) -> str:
     except UnicodeEncodeError:
         return text.translate(IN_ASCII).encode(encoding, "replace").decode(encoding)
     return text
+
+
+def _solver_words(solver: SolverReport) -> str:
+    return (
+        f"{solver.status} in {solver.seconds:.1f} s: closed form {solver.objective:.4f} s, "
+        f"bound {solver.bound:.4f} s, gap {solver.gap:.2%} ({solver.name})"
+    )
 
 
 def _memory_unit(plan: Plan) -> tuple[str, int]:

@@ -6,7 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from hetero_infer.report import encodable, labelled, memory_bar, plan_table, run_lengths, text_table
+from hetero_infer.planner.baselines.draft import NoPlan
+from hetero_infer.planner.compare import Compared
+from hetero_infer.report import comparison_text, encodable, labelled, memory_bar, plan_table, run_lengths, text_table
 from hetero_infer.spec import (
     UNQUANTISED,
     Choice,
@@ -24,7 +26,12 @@ BITS = (Choice(3, 64), Choice(4, 64), Choice(8, 64), UNQUANTISED)
 LONG_NAME = "put-your-p100-host-into-hostfiles-mix"
 
 
-def plan_of(devices: Sequence[Device], num_layers: int, choices: Sequence[Choice]) -> Plan:
+def plan_of(
+    devices: Sequence[Device],
+    num_layers: int,
+    choices: Sequence[Choice],
+    ends: tuple[Choice, Choice] = (UNQUANTISED, UNQUANTISED),
+) -> Plan:
     """Even stages; `choices` over and over. Every device is filled to 5 eighths: weights 3, KV cache 1, workspace 1."""
     last, share = len(devices) - 1, num_layers // len(devices)
     pattern = [choices[layer % len(choices)] for layer in range(num_layers)]
@@ -36,9 +43,9 @@ def plan_of(devices: Sequence[Device], num_layers: int, choices: Sequence[Choice
             StagePlan(
                 device.name,
                 (
-                    *[UNQUANTISED] * (stage == 0),
+                    *ends[:1] * (stage == 0),
                     *pattern[share * stage : None if stage == last else share * (stage + 1)],
-                    *[UNQUANTISED] * (stage == last),
+                    *ends[1:] * (stage == last),
                 ),
             )
             for stage, device in enumerate(devices)
@@ -72,6 +79,7 @@ PLANS = {
     "eight cpus": plan_of(EIGHT_CPUS, 24, BITS[:3]),
     "mixed gpus": plan_of(MIXED_GPUS, 108, BITS),
     "one gpu": plan_of([Device(LONG_NAME, 0, "a100-80", 80 * GIB)], 48, BITS),
+    "quantised ends": plan_of(EIGHT_CPUS, 24, BITS[:3], (Choice(4, 64), Choice(8, 64))),
     "two layers": plan_of(EIGHT_CPUS[:2], 2, BITS),
 }
 
@@ -87,6 +95,11 @@ def test_a_plan_fits_120_columns_and_lines_up(name: str) -> None:
     assert all(len(line) <= 120 and line == line.rstrip() for line in table.splitlines())
     rows = stage_rows(table)
     assert len(rows) == len(plan.stages) and len({len(row) for row in rows}) == 1
+
+
+def test_what_bits_the_ends_have_is_said_where_they_are_quantised() -> None:
+    first, *_, last = stage_rows(plan_table(PLANS["quantised ends"]))
+    assert "0–2 (3) + emb at 4" in first and "21–23 (3) + head at 8" in last
 
 
 @pytest.mark.parametrize("name", PLANS)
@@ -172,3 +185,14 @@ def test_a_long_sentence_goes_on_under_itself() -> None:
     lines = labelled("memory", "word " * 60).splitlines()
     assert len(lines) > 2 and lines[0].startswith("memory      word")
     assert all(line.startswith(" " * 12 + "word") and len(line) <= 120 for line in lines[1:])
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_a_comparison_has_a_line_for_each_planner_and_says_why_one_has_no_plan(name: str) -> None:
+    lacks = ", ".join(f"{bits} bits lacks 1234.5 MiB on {LONG_NAME}:11" for bits in (16, 8, 4, 3))
+    rows = [Compared("this plan", PLANS[name], 1.0, 0.0666), Compared("uniform", NoPlan(lacks), None, None)]
+    text = comparison_text(rows)
+    table, why = text.splitlines()[:4], text.splitlines()[4:]
+    assert max(map(len, text.splitlines())) <= 120
+    assert table[2].split()[:7] == ["this", "plan", "12.25", "s", "45.50", "s", "55.4"] and "62% of " in table[2]
+    assert table[3].split() == ["uniform", "none"] and " ".join(" ".join(why).split()) == f"none uniform: {lacks}"

@@ -8,14 +8,16 @@ from pathlib import Path
 
 from hetero_infer.page import charts, markup
 from hetero_infer.page.lanes import Lane, Piece, lanes
-from hetero_infer.page.markup import Table
 from hetero_infer.page.pareto_chart import pareto_chart
 from hetero_infer.pipeline.gantt import Box, boxes
 from hetero_infer.pipeline.rehearsal import rehearse
+from hetero_infer.planner.compare import Compared
 from hetero_infer.planner.estimate import PlanCosts, estimate_plan
 from hetero_infer.planner.pareto import ParetoPoint
 from hetero_infer.planner.request import PlanRequest
 from hetero_infer.report import (
+    comparison_reasons,
+    comparison_rows,
     device_words,
     duration,
     increase_words,
@@ -34,9 +36,9 @@ def draw_page(
     *,
     facts: Sequence[tuple[str, str]] = (),
     front: Sequence[ParetoPoint] = (),
-    compare: Table = (),
+    compared: Sequence[Compared] = (),
 ) -> str:
-    """`facts` are sentences with what they are about; `front` and `compare` are left out where they are empty.
+    """`facts` are sentences with what they are about; `front` and `compared` are left out where they are empty.
 
     Seconds and bytes are worked out anew, so a plan edited by hand is shown as it stands.
     """
@@ -51,10 +53,9 @@ def draw_page(
     ]
     if front:
         parts.append(_front(front, ParetoPoint(plan)))
-    if compare:
-        parts.append(
-            markup.section("Beside other planners", "With the same costs and the same judge.", markup.table(compare))
-        )
+    if compared:
+        rows = markup.table(comparison_rows(compared)) + markup.paragraphs(comparison_reasons(compared))
+        parts.append(markup.section("Beside other planners", "With the same costs and the same judge.", rows))
     if plan.solver:
         parts.append(_proof(plan.solver, estimate))
     if facts:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from hetero_infer.cost.timeline import PhaseCosts
 from hetero_infer.planner.request import PlanRequest
+from hetero_infer.spec.objective import Objective
 from hetero_infer.spec.plan import num_micro_batches
 from hetero_infer.spec.workload import Phase
 
@@ -41,7 +42,7 @@ def closed_form(request: PlanRequest, size: Mapping[Phase, int]) -> ClosedForm:
     """Of the request's objective, for micro-batches of `size` sequences."""
     workload = request.workload
     micro_batches = {phase: num_micro_batches(workload.batch_size, size[phase]) for phase in Phase}
-    return ring(micro_batches, workload.new_tokens)
+    return _FORMS[request.objective](micro_batches, workload.new_tokens)
 
 
 def ring(micro_batches: Mapping[Phase, int], new_tokens: int) -> ClosedForm:
@@ -69,3 +70,6 @@ def llm_pq(micro_batches: Mapping[Phase, int], new_tokens: int) -> ClosedForm:
         },
         rounds=0,
     )
+
+
+_FORMS = {Objective.RING: ring, Objective.LLM_PQ: llm_pq}

@@ -9,6 +9,7 @@ from hetero_infer.spec.choice import UNQUANTISED, Choice
 from hetero_infer.spec.cluster import Cluster
 from hetero_infer.spec.errors import InputError
 from hetero_infer.spec.model import ModelSpec
+from hetero_infer.spec.objective import Objective
 from hetero_infer.spec.sensitivity import ENDS, EndKind, SensitivityTable
 from hetero_infer.spec.workload import Workload
 
@@ -31,6 +32,7 @@ class PlanRequest:
     max_perplexity_increase: float
     embedding_choices: tuple[Choice, ...] = (UNQUANTISED,)
     head_choices: tuple[Choice, ...] = (UNQUANTISED,)
+    objective: Objective = Objective.RING
 
     def __post_init__(self) -> None:
         layers = self.model.num_hidden_layers

@@ -15,6 +15,7 @@ from hetero_infer.spec.fields import kinds_of, nearest, read_value
 from hetero_infer.spec.files import read_text
 from hetero_infer.spec.links import LinkTable
 from hetero_infer.spec.model import TOKENIZER_FILES
+from hetero_infer.spec.objective import Objective
 from hetero_infer.spec.workload import Workload
 
 MODEL_FILES = ("config.json", "generation_config.json", "model.safetensors", *TOKENIZER_FILES)
@@ -45,6 +46,7 @@ class RunConfig:
     plan: Path
     planner_time_limit_s: float
     planner_gap: float
+    planner_objective: Objective
     host: str
     port: int
 
@@ -71,9 +73,9 @@ class RunConfig:
         link = reader.take("cluster", "default_link", dict, DEFAULT_LINK)
         if set(link) != {"alpha_s", "bytes_per_s"} or {type(value) for value in link.values()} - {int, float}:
             raise InputError(f"{where}: default_link has alpha_s and bytes_per_s, both numbers, got {link}")
-        objective = reader.take("planner", "objective", str, "ring")
-        if objective != "ring":
-            raise InputError(f"{where}: objective = {objective!r}; this version plans with 'ring'")
+        objective = reader.take("planner", "objective", str, Objective.RING)
+        if objective not in list(Objective):
+            raise InputError(f"{where}: objective = {objective!r}; it is one of {', '.join(Objective)}")
         lengths = [reader.take("workload", key, int) for key in kinds_of(Workload)]
         with located(where):
             default_link, workload = Link(**link), Workload(*lengths)
@@ -97,6 +99,7 @@ class RunConfig:
             plan=Path(reader.take("paths", "plan", str, str(work / "plan.json"))),
             planner_time_limit_s=float(reader.take("planner", "time_limit_s", float, 60)),
             planner_gap=float(reader.take("planner", "gap", float, 1e-3)),
+            planner_objective=Objective(objective),
             host=reader.take("server", "host", str, "127.0.0.1"),
             port=reader.take("server", "port", int, 8000),
         )

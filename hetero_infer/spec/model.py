@@ -6,6 +6,7 @@ each, Llama's: `embed_tokens`, `input_layernorm`, `self_attn.q_proj`, `mlp.up_pr
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -13,6 +14,7 @@ from hetero_infer.spec.errors import InputError
 
 MOST_LAYERS = 4096
 ZEROS_PER_BLOCK = 32  # of a packed Linear lie in whole words
+Layer = int | Literal["embedding", "head"]  # a decoder layer by its number, or an end
 # A model folder with none of them has no tokenizer.
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -142,7 +144,18 @@ class ModelSpec:
         """Of the pipeline: the decoder layers, the embedding and the head."""
         return self.num_hidden_layers + 2
 
-    @property
+    def layer_at(self, position: int) -> Layer:
+        """In the pipeline."""
+        if position == 0:
+            return "embedding"
+        return "head" if position == self.num_layers - 1 else position - 1
+
+    def position_of(self, layer: Layer) -> int:
+        if isinstance(layer, int):
+            return layer + 1
+        return 0 if layer == "embedding" else self.num_layers - 1
+
+    @cached_property
     def linears(self) -> dict[str, Linear]:
         """Those of one decoder layer, by part: what a choice below 16 bits quantises."""
         hidden, inner = self.hidden_size, self.intermediate_size

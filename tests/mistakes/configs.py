@@ -126,7 +126,7 @@ def out_of_range() -> Iterator[Mistake]:
     yield added("[planner]\ntime_limit_s = -1", "time_limit_s = -1, must be above 0")
     yield added("[planner]\ntime_limit_s = 1e999", "[planner] time_limit_s = inf is not a finite number")
     yield added(f"[planner]\ntime_limit_s = {HUGE}", "[planner] time_limit_s = 99999")
-    yield added("[planner]\nobjective = 'sum'", "objective = 'sum'; this version plans with 'ring'")
+    yield added("[planner]\nobjective = 'sum'", "objective = 'sum'; it is one of ring, llm-pq")
     yield added("[server]\nport = 65536", "[server] port = 65536: ports go from 0")
     yield added("[server]\nport = -1", "[server] port = -1: ports go from 0")
     yield added("[server]\nhost = ''", "[server] host is empty")
@@ -185,7 +185,10 @@ def contradictory() -> Iterator[Mistake]:
         ("sensitivity", "--method", "best"),
     )
     yield Mistake(
-        "--stages [0, 7]: the plan has stages 0 to 1", "stages", lambda folder: None, (*QUANTIZE, "--stages", "0,7")
+        "--devices localhost:0,a:7: the plan has stages on localhost:0, localhost:1",
+        "devices",
+        lambda folder: None,
+        (*QUANTIZE, "--devices", "localhost:0,a:7"),
     )
     yield Mistake("no CUDA device 0 here to measure as t4", "t4", lambda folder: None, ("measure", "--device", "t4"))
 

@@ -12,6 +12,8 @@ import pytest
 from hetero_infer.cost.timeline import recurrence
 from hetero_infer.page.document import draw_page
 from hetero_infer.page.lanes import WIDTH
+from hetero_infer.planner.baselines.draft import NoPlan
+from hetero_infer.planner.compare import compare
 from hetero_infer.planner.estimate import PlanCosts, estimate_plan
 from hetero_infer.planner.pareto import ParetoPoint
 from hetero_infer.planner.request import PlanRequest
@@ -69,8 +71,8 @@ def plan(request_: PlanRequest) -> Plan:
 
 @pytest.fixture(scope="module")
 def page(plan: Plan, request_: PlanRequest) -> str:
-    compare = [("planner", "tokens/s"), ("ours", "1"), (HOSTILE, "0.9")]
-    return draw_page(plan, request_, facts=[("said", HOSTILE)], front=[ParetoPoint(plan)], compare=compare)
+    compared = compare(request_, plan, {"another": lambda _: plan, HOSTILE: lambda _: NoPlan(HOSTILE)})
+    return draw_page(plan, request_, facts=[("said", HOSTILE)], front=[ParetoPoint(plan)], compared=compared)
 
 
 def test_the_page_needs_nothing_but_itself(page: str) -> None:
@@ -87,7 +89,10 @@ def test_what_files_say_is_text_and_never_markup(request_: PlanRequest) -> None:
         model_facts={**request_.model_facts, "path": "/models/<img src=x onerror=alert(1)>"},
         cluster=replace(request_.cluster, devices=devices),
     )
-    page = draw_page(plan_of(hostile), hostile, facts=[(HOSTILE, HOSTILE)], compare=[(HOSTILE,), (HOSTILE,)])
+    plan = plan_of(hostile)
+    plan = replace(plan, estimate=estimate_plan(plan, hostile.model, hostile.cluster, hostile.latency))
+    compared = compare(hostile, plan, {HOSTILE: lambda _: NoPlan(HOSTILE)})
+    page = draw_page(plan, hostile, facts=[(HOSTILE, HOSTILE)], compared=compared)
     tags = {tag for tag, _ in Page(page).elements}
     assert not {"script", "img", "b"} & tags
     assert HOSTILE in unescape(page) and "<img src=x" in unescape(page)

@@ -237,7 +237,7 @@ class _OnePair:
             stations = [*(cost[0 if is_prefill else 1] for cost in costs), *sends, back]
             count = math.ceil(workload.batch_size / size)
             slowest, once = max(stations), sum(stations)
-            if getattr(self._request, 'objective', 'ring') == "llm-pq" and not is_prefill:
+            if self._request.objective == "llm-pq" and not is_prefill:
                 total += min(1, workload.new_tokens - 1) * once + (workload.new_tokens - 1) * (count - 1) * slowest
             elif is_prefill:
                 total += once + (count - 1) * slowest
