@@ -143,7 +143,7 @@ def _plan(args: argparse.Namespace) -> int:
         facts.append(("objective", "LLM-PQ's, for comparison only: the solver's seconds are as its code counts them"))
     parts = [plan_table(plan), *(labelled(*fact) for fact in facts)]
     content = plan.to_json() | {"why_not_uniform": why}
-    rows, front = [], []
+    rows, front = (), None
     if args.compare:
         rows = compare(request, plan, all_planners(config.planner_time_limit_s, config.planner_gap))
         parts += ["", comparison_text(rows)]
@@ -151,7 +151,7 @@ def _plan(args: argparse.Namespace) -> int:
     if args.pareto:
         front = pareto_front(request, each_s=args.each_s, gap=config.planner_gap)
         parts += ["", pareto_table(front)]
-        content["pareto"] = [point.to_json() for point in front]
+        content["pareto"] = front.to_json()
     if args.html:
         _write_page(args.html, plan, request, facts=facts, front=front, compared=rows)
     _show(args, content, "\n".join(parts))
@@ -176,8 +176,9 @@ def _explain(args: argparse.Namespace) -> int:
     plan = _replica(args, fleet)
     request = prepare.request_for(config)
     prepare.refuse_plan_for_another(fleet, args.plan, config, request.model_facts["digest"])
-    cluster = replace(request.cluster, devices=plan.devices)
-    request = replace(request, workload=plan.workload, cluster=cluster)
+    others = {stage.device for replica in fleet.replicas if replica is not plan for stage in replica.stages}
+    free = tuple(device for device in request.cluster.devices if device.name not in others)
+    request = replace(request, workload=plan.workload, cluster=replace(request.cluster, devices=free))
     violations = check_plan(plan, request.model, request.sensitivity)
     if violations:
         _show(args, {"violations": violations}, "\n".join(violations))

@@ -14,7 +14,7 @@ from hetero_infer.spec.plan import SolverReport, num_micro_batches
 if TYPE_CHECKING:
     from hetero_infer.planner.compare import Compared
     from hetero_infer.planner.explain import Explanation
-    from hetero_infer.planner.pareto import ParetoPoint
+    from hetero_infer.planner.pareto import Front
     from hetero_infer.planner.what_if import NoPlan, WhatIf
 
 MIB, GIB = 2**20, 2**30
@@ -158,8 +158,8 @@ def stages_words(plan: Plan) -> str:
     return ", ".join(f"{len(layers)} {name} ({'+'.join(layers)})" for name, layers in runs)
 
 
-def pareto_table(front: "Sequence[ParetoPoint]") -> str:
-    """A row per plan of the front."""
+def pareto_table(front: "Front") -> str:
+    """A row per plan of the front, and below how many were asked for."""
     rows = [("tokens/s", "perplexity", "quality loss", "devices", "stages", "gap")]
     rows += [
         (
@@ -170,9 +170,9 @@ def pareto_table(front: "Sequence[ParetoPoint]") -> str:
             _elided(stages_words(point.plan), PARETO_WIDTH),
             f"{point.gap:.2%}",
         )
-        for point in front
+        for point in front.points
     ]
-    return text_table(rows, right=(0, 1, 2, 3, 5))
+    return f"{text_table(rows, right=(0, 1, 2, 3, 5))}\n{labelled('front', front.sentence)}"
 
 
 def link_words(cluster: Cluster) -> str:
@@ -230,7 +230,9 @@ def based_on(plan: Plan, cluster: Cluster, latency: LatencyModel) -> str:
     said = []
     for name, source in sources.items():
         off = source.holdout
-        error = f" (held-out points {off.mean:.1%} off, {off.worst:.1%} at worst)" if off else ""
+        regressions = sum(fit.method == "regression" for fit in source.fits.values())
+        which = f"; regression for {regressions} of {len(source.fits)} fits" if regressions else ""
+        error = f" (held-out points {off.mean:.1%} off, {off.worst:.1%} at worst{which})" if off else ""
         said.append(f"{name} {source.word}{error}")
     if cluster.unmeasured_pairs:
         said.append(link_words(cluster))

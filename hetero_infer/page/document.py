@@ -13,7 +13,7 @@ from hetero_infer.pipeline.gantt import Box, boxes
 from hetero_infer.pipeline.rehearsal import rehearse
 from hetero_infer.planner.compare import Compared
 from hetero_infer.planner.estimate import PlanCosts, estimate_plan
-from hetero_infer.planner.pareto import ParetoPoint
+from hetero_infer.planner.pareto import Front, ParetoPoint
 from hetero_infer.planner.request import PlanRequest
 from hetero_infer.report import (
     comparison_reasons,
@@ -35,10 +35,10 @@ def draw_page(
     request: PlanRequest,
     *,
     facts: Sequence[tuple[str, str]] = (),
-    front: Sequence[ParetoPoint] = (),
+    front: Front | None = None,
     compared: Sequence[Compared] = (),
 ) -> str:
-    """`facts` are sentences with what they are about; `front` and `compared` are left out where they are empty.
+    """`facts` are sentences with what they are about; `front` and `compared` are left out where there are none.
 
     Seconds and bytes are worked out anew, so a plan edited by hand is shown as it stands.
     """
@@ -123,16 +123,17 @@ def _time(plan: Plan, estimate: PlanEstimate, timeline: Sequence[Box]) -> list[s
     return parts
 
 
-def _front(front: Sequence[ParetoPoint], chosen: ParetoPoint) -> str:
+def _front(front: Front, chosen: ParetoPoint) -> str:
     says = (
         "Plans of which no other is at least as good in speed, quality and number of devices. Less than +0.01% stands "
-        "at the left edge, more than +1000% at the right."
+        "at the left edge, more than +1000% at the right. "
+        f"Shown: {front.sentence}."
     )
     rows = [("tokens/s", "perplexity", "gap", "devices", "stages")]
-    for point in front:
+    for point in front.points:
         speed, perplexity = f"{point.tokens_per_s:.1f}", increase_words(point.perplexity_increase)
         rows.append((speed, perplexity, f"{point.gap:.2%}", str(point.num_devices), stages_words(point.plan)))
-    content = f'<div class="pair"><div>{pareto_chart(front, chosen)}</div>{markup.table(rows)}</div>'
+    content = f'<div class="pair"><div>{pareto_chart(front.points, chosen)}</div>{markup.table(rows)}</div>'
     return markup.section("Speed, quality, devices", says, content)
 
 

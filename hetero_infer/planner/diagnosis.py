@@ -59,25 +59,23 @@ def nearest_remedies(
 
 
 def _what_is_lacking(request: PlanRequest) -> str:
-    layers, unit = request.model.num_hidden_layers, request.sensitivity.unit
-    plan = least_loss_plan(request)
-    if plan is None:
-        held = held_layers(request)
-        return (
-            f"at the bits that take least the devices hold {' + '.join(map(str, held))} of the {layers} decoder "
-            "layers, whatever their order"
-        )
+    layers, unit, limit = request.model.num_hidden_layers, request.sensitivity.unit, request.omega_limit
     devices, latency = request.cluster.devices, request.latency
     allowed = {choice for device in devices for choice in latency.allowed_choices(device, request.choices)}
     best = sum(min(request.sensitivity.of(layer, choice) for choice in allowed) for layer in range(layers))
-    if best > request.omega_limit:
+    if best > limit:
         return (
-            f"the quality limit Σω ≤ {request.omega_limit:.6g} {unit} cannot be met: the best choice of every layer "
-            f"gives {best:.6g}"
+            f"the quality limit Σω ≤ {limit:.6g} {unit} cannot be met: the best choice of every layer gives {best:.6g}"
+        )
+    plan = least_loss_plan(request)
+    if plan is None:
+        held = " + ".join(map(str, held_layers(request)))
+        return (
+            f"at the bits that take least the devices hold {held} of the {layers} decoder layers, whatever their order"
         )
     assert plan.quality
     return (
-        f"at bits that fit the devices' memory the quality limit Σω ≤ {request.omega_limit:.6g} {unit} cannot be met: "
+        f"at bits that fit the devices' memory the quality limit Σω ≤ {limit:.6g} {unit} cannot be met: "
         f"the least found to fit is {plan.quality.predicted:.6g}"
     )
 

@@ -12,12 +12,13 @@ from typing import Any
 from hetero_infer.planner.changes import NOTICEABLE
 from hetero_infer.planner.feasible import least_loss_plan
 from hetero_infer.planner.request import PlanRequest
-from hetero_infer.planner.what_if import plan_or_why
+from hetero_infer.planner.what_if import NoPlan, plan_or_why
 from hetero_infer.spec.cluster import Device
 from hetero_infer.spec.plan import Plan
 from hetero_infer.spec.workload import Phase
 
 STEPS = 6  # quality limits between the least loss and none
+LARGEST_LOSS = 50.0  # nats: what a plan states of a limit beyond it
 SMALLEST_LOSS = 1e-3  # of the largest: where the ladder starts if the least is nothing
 
 
@@ -66,10 +67,30 @@ class ParetoPoint:
         }
 
 
-def pareto_front(request: PlanRequest, *, each_s: float, gap: float) -> list[ParetoPoint]:
-    """From the fastest to the slowest; `each_s` is the time limit of each of the plans."""
-    plans = (plan for smaller in _shrinking(request) for plan in _swept(smaller, each_s, gap))
-    return nondominated([ParetoPoint(plan) for plan in plans])
+@dataclass(frozen=True)
+class Front:
+    """Points from the fastest to the slowest; `asked` plans were tried, `undecided` of them found none in their time."""
+
+    points: Sequence[ParetoPoint]
+    asked: int
+    undecided: int
+
+    def to_json(self) -> dict[str, Any]:
+        points = [point.to_json() for point in self.points]
+        return {"points": points, "asked": self.asked, "undecided": self.undecided}
+
+    @property
+    def sentence(self) -> str:
+        late = f"; {self.undecided} found no plan in their time" if self.undecided else ""
+        return f"{len(self.points)} of {self.asked} plans that were asked for{late}"
+
+
+def pareto_front(request: PlanRequest, *, each_s: float, gap: float) -> Front:
+    """`each_s` is the time limit of each of the plans."""
+    outcomes = [outcome for smaller in _shrinking(request) for outcome in _swept(smaller, each_s, gap)]
+    points = nondominated([ParetoPoint(plan) for plan in outcomes if isinstance(plan, Plan)])
+    undecided = sum(isinstance(outcome, NoPlan) and not outcome.is_proven for outcome in outcomes)
+    return Front(points, len(outcomes), undecided)
 
 
 def nondominated(points: Sequence[ParetoPoint]) -> list[ParetoPoint]:
@@ -79,25 +100,23 @@ def nondominated(points: Sequence[ParetoPoint]) -> list[ParetoPoint]:
     return sorted(front, key=lambda point: (-point.tokens_per_s, point.loss))
 
 
-def _swept(request: PlanRequest, each_s: float, gap: float) -> Iterator[Plan]:
-    """Without a limit, then at equal factors from the loss of that plan down to the least that is found to fit."""
+def _swept(request: PlanRequest, each_s: float, gap: float) -> Iterator[Plan | NoPlan]:
+    """Without a limit, then at equal factors from the worst loss down to the least that is found to fit."""
 
-    def at(limit: float) -> Iterator[Plan]:
-        limited = replace(request, omega_limit=limit, max_perplexity_increase=math.expm1(limit))
-        plan = plan_or_why(limited, time_limit_s=each_s, gap=gap)
-        if isinstance(plan, Plan):
-            yield plan
+    def at(limit: float) -> Plan | NoPlan:
+        limited = replace(request, omega_limit=limit, max_perplexity_increase=math.expm1(min(limit, LARGEST_LOSS)))
+        return plan_or_why(limited, time_limit_s=each_s, gap=gap)
 
+    yield (fastest := at(math.inf))
     least = least_loss_plan(request)
-    for fastest in at(math.inf):
-        yield fastest
-        assert least and least.quality and fastest.quality, "a plan fits, so there is one of least loss"
-        most = fastest.quality.predicted
-        low = max(least.quality.predicted, SMALLEST_LOSS * most)
-        if low < most:
-            for step in range(1, STEPS):
-                yield from at(most * (low / most) ** (step / STEPS))
-            yield from at(least.quality.predicted)
+    if least is None or least.quality is None:
+        return
+    worst = sum(max(row) for row in request.sensitivity.omega)
+    most = fastest.quality.predicted if isinstance(fastest, Plan) and fastest.quality else worst
+    low = max(least.quality.predicted, SMALLEST_LOSS * most)
+    if low < most:
+        yield from (at(most * (low / most) ** (step / STEPS)) for step in range(1, STEPS))
+        yield at(least.quality.predicted)
 
 
 def _shrinking(request: PlanRequest) -> Iterator[PlanRequest]:

@@ -15,7 +15,7 @@ from hetero_infer.page.lanes import WIDTH
 from hetero_infer.planner.baselines.draft import NoPlan
 from hetero_infer.planner.compare import compare
 from hetero_infer.planner.estimate import PlanCosts, estimate_plan
-from hetero_infer.planner.pareto import ParetoPoint
+from hetero_infer.planner.pareto import Front, ParetoPoint
 from hetero_infer.planner.request import PlanRequest
 from hetero_infer.planner.search import find_plan
 from hetero_infer.spec import Device, Phase, Plan, Workload
@@ -72,7 +72,9 @@ def plan(request_: PlanRequest) -> Plan:
 @pytest.fixture(scope="module")
 def page(plan: Plan, request_: PlanRequest) -> str:
     compared = compare(request_, plan, {"another": lambda _: plan, HOSTILE: lambda _: NoPlan(HOSTILE)})
-    return draw_page(plan, request_, facts=[("said", HOSTILE)], front=[ParetoPoint(plan)], compared=compared)
+    return draw_page(
+        plan, request_, facts=[("said", HOSTILE)], front=Front([ParetoPoint(plan)], 9, 2), compared=compared
+    )
 
 
 def test_the_page_needs_nothing_but_itself(page: str) -> None:
@@ -167,7 +169,7 @@ def test_the_front_is_drawn_with_the_plan_of_the_page_in_a_ring(plan: Plan, requ
         )
         for factor, loss in ((2.0, 30.0), (1.5, 0.2), (0.5, 0.0))
     ]
-    chart = chart_of(draw_page(plan, request_, front=points), "Speed, quality, devices")
+    chart = chart_of(draw_page(plan, request_, front=Front(points, 3, 0)), "Speed, quality, devices")
     circles = [attrs for tag, attrs in chart.elements if tag == "circle"]
     assert len([circle for circle in circles if circle["class"] == "ring"]) == 1
     assert len([circle for circle in circles if circle["class"] == "series-0"]) == 4

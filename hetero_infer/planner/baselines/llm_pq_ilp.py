@@ -142,7 +142,7 @@ def plain_formulation(problem: PlanningProblem) -> pyo.ConcreteModel:
         return m.slowest[phase] >= compute(phase, j)
 
     for j, stage in enumerate(problem.stages):
-        m.q[j].setlb(int(stage.ends[0].is_quantised))
+        m.q[j].setlb(int(stage.ends[0].dequantises))
     for phase in Phase:
         m.slowest[phase].setlb(max(wires(phase)))
     m.seconds = pyo.Objective(
