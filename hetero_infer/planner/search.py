@@ -5,6 +5,7 @@ and sizes, that these hold nothing better.
 """
 
 import time
+from collections.abc import Collection
 from dataclasses import replace
 
 from hetero_infer.planner.branch_and_bound import BranchAndBound, Found
@@ -32,14 +33,14 @@ SEARCH_SHARE = 0.7  # of the time limit; HiGHS has what is left
 LEAST_GAP = 1e-7  # of a cutoff: HiGHS keeps its constraints to 1e-9
 
 
-def find_plan(request: PlanRequest, *, time_limit_s: float, gap: float) -> Plan:
-    """The fastest plan to the relative `gap`.
+def find_plan(request: PlanRequest, *, time_limit_s: float, gap: float, must_use: Collection[str] = ()) -> Plan:
+    """The fastest plan to the relative `gap`; of those that use the devices `must_use`, or others just like them.
 
     At the time limit it is the best plan found, with the gap that was really proven. Raises `InfeasibleError` when
     there is provably no plan, `HeteroInferError` when time ran out before one was found.
     """
     started_s = time.monotonic()
-    search_space = SearchSpace(request)
+    search_space = SearchSpace(request, must_use)
     found = BranchAndBound(search_space, gap).run(started_s + SEARCH_SHARE * time_limit_s)
     if found.pipeline is None:
         if found.is_finished and not search_space.is_restricted:

@@ -1,7 +1,7 @@
 """From a `PlanRequest` to the `Space` of each pair of micro-batch sizes, and back from a `Pipeline` to devices."""
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import cached_property
 
 import numpy as np
@@ -38,12 +38,14 @@ class SearchSpace:
 
     Where links differ, devices of different hosts are different classes. With so many classes that not all their
     orders can be looked at, hosts are not told apart and a class has its fastest link: bounds hold, and seconds are
-    those of a real order only once `devices_of` has put one in place.
+    those of a real order only once `devices_of` has put one in place. A pipeline must use as many devices of each
+    class as `must_use` names of it.
     """
 
-    def __init__(self, request: PlanRequest) -> None:
+    def __init__(self, request: PlanRequest, must_use: Collection[str] = ()) -> None:
         self.request = request
         self.most_mixed = len(request.choices)
+        self._must_use = frozenset(must_use)
         self._seconds: dict[tuple[int, Phase, int], Floats] = {}
         try:
             self._set_classes(by_host=not has_one_link(request.cluster))
@@ -56,6 +58,7 @@ class SearchSpace:
         sends_alike, self._group_examples = self._groups_by_sending()
         self.paths = RingPaths([len(c.devices) for c in self.classes], num_layers, sends_alike)
         self.first_groups = self._groups_by_way_back()
+        self.fewest = [sum(device.name in self._must_use for device in one.devices) for one in self.classes]
 
     def terms(self, prefill_size: int, decode_size: int) -> list[dict[Position, StageTerms]]:
         """Per class, by position."""
@@ -95,6 +98,7 @@ class SearchSpace:
             self.first_groups,
             self.request.omega_limit,
             QUALITY_TOLERANCE * scale,
+            self.fewest,
         )
 
     def devices_of(self, pipeline: Pipeline) -> tuple[Device, ...]:

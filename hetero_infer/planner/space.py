@@ -85,7 +85,7 @@ class Node:
 @dataclass(frozen=True)
 class Space:
     """All pipelines with one pair of micro-batch sizes. `first_groups` are the classes with the same way back to a
-    first stage; `omega_tolerance` is what a sum may pass Ω by."""
+    first stage; `omega_tolerance` is what a sum may pass Ω by; of each class at least `fewest` devices are used."""
 
     objective: ClosedForm
     options: Sequence[StageOptions]
@@ -94,6 +94,7 @@ class Space:
     first_groups: Sequence[Sequence[int]]
     omega_limit: float
     omega_tolerance: float
+    fewest: Sequence[int]
 
     @property
     def is_limited(self) -> bool:
@@ -101,7 +102,7 @@ class Space:
 
     def root(self, bound_s: float) -> Node:
         """All of it."""
-        uses = tuple(range(count + 1) for count in self.paths.multiplicity)
+        uses = tuple(range(few, count + 1) for few, count in zip(self.fewest, self.paths.multiplicity, strict=True))
         return Node(uses, dict.fromkeys(Phase, 0.0), dict.fromkeys(Phase, math.inf), bound_s)
 
     def keeps_quality(self, omega: float) -> bool:
