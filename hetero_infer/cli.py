@@ -150,7 +150,7 @@ def _plan(args: argparse.Namespace) -> int:
         parts += ["", comparison_text(rows)]
         content["comparison"] = [row.to_json() for row in rows]
     if args.pareto:
-        front = pareto_front(request, each_s=args.each_s, gap=config.planner_gap)
+        front = pareto_front(request, plan, each_s=args.each_s, gap=config.planner_gap)
         parts += ["", pareto_table(front)]
         content["pareto"] = front.to_json()
     if args.html:

@@ -69,7 +69,7 @@ class ParetoPoint:
 
 @dataclass(frozen=True)
 class Front:
-    """From the fastest to the slowest; `asked` plans were tried, `undecided` of them found none in their time."""
+    """Points from the fastest to the slowest; of `asked` plans `undecided` found none in their time."""
 
     points: Sequence[ParetoPoint]
     asked: int
@@ -85,9 +85,9 @@ class Front:
         return f"{len(self.points)} of {self.asked} plans that were asked for{late}"
 
 
-def pareto_front(request: PlanRequest, *, each_s: float, gap: float) -> Front:
-    """`each_s` is the time limit of each of the plans."""
-    outcomes = [outcome for smaller in _shrinking(request) for outcome in _swept(smaller, each_s, gap)]
+def pareto_front(request: PlanRequest, plan: Plan, *, each_s: float, gap: float) -> Front:
+    """`plan` is the one that is there for the request; `each_s` is the time limit of each other."""
+    outcomes = [plan, *(outcome for smaller in _shrinking(request) for outcome in _swept(smaller, each_s, gap))]
     points = nondominated([ParetoPoint(plan) for plan in outcomes if isinstance(plan, Plan)])
     undecided = sum(isinstance(outcome, NoPlan) and not outcome.is_proven for outcome in outcomes)
     return Front(points, len(outcomes), undecided)

@@ -161,7 +161,8 @@ def test_the_front_has_what_no_other_beats_in_all_three() -> None:
 
 
 def test_the_front_of_a_request_runs_from_fast_to_good() -> None:
-    found = pareto_front(tight_request(), each_s=20, gap=0)
+    request = tight_request()
+    found = pareto_front(request, find_plan(request, time_limit_s=20, gap=0), each_s=20, gap=0)
     front = found.points
     assert 1 <= len(front) <= found.asked and found.undecided == 0
     assert all(a.tokens_per_s >= b.tokens_per_s for a, b in itertools.pairwise(front))
