@@ -15,7 +15,6 @@ from hetero_infer.spec import UNQUANTISED, Fleet, HeteroInferError, InputError, 
 from hetero_infer.spec.errors import one_line
 
 if TYPE_CHECKING:
-    from hetero_infer.planner.explain import Explanation
     from hetero_infer.planner.request import PlanRequest
 
 
@@ -168,6 +167,7 @@ def _write_page(path: Path, plan: Plan, request: "PlanRequest", **parts: Any) ->
 
 def _explain(args: argparse.Namespace) -> int:
     from hetero_infer import prepare
+    from hetero_infer.planner.alternatives import Again
     from hetero_infer.planner.check import check_plan
     from hetero_infer.planner.explain import explain
     from hetero_infer.report import based_on, explanation_text, labelled, labelled_all
@@ -185,23 +185,14 @@ def _explain(args: argparse.Namespace) -> int:
         _show(args, {"violations": violations}, "\n".join(violations))
         return 3
     explanation = explain(plan, request)
-    more, told = _planned_again(args, plan, explanation, request, config) if args.each_s else ([], [])
+    again = args.each_s and Again.of(plan, explanation, request, each_s=args.each_s, gap=config.planner_gap)
+    more = list(again.sentences) if again else []
     stands_on = ("based on", based_on(plan, request.cluster, request.latency))
     text = "\n".join([explanation_text(plan, explanation), *labelled_all(more), labelled(*stands_on)])
     if args.html:
         _write_page(args.html, plan, request, facts=[*explanation.sentences, *more, stands_on])
-    _show(args, {"violations": [], **explanation.to_json(), "again": told}, text)
+    _show(args, {"violations": [], **explanation.to_json(), "again": again.to_json() if again else []}, text)
     return 0
-
-
-def _planned_again(
-    args: argparse.Namespace, plan: Plan, explanation: "Explanation", request: "PlanRequest", config: RunConfig
-) -> tuple[list[tuple[str, str]], list[dict[str, Any]]]:
-    """What changes of the cluster would give: sentences with what they are about, and the same for programs."""
-    from hetero_infer.planner.alternatives import Again
-
-    again = Again.of(plan, explanation, request, each_s=args.each_s, gap=config.planner_gap)
-    return list(again.sentences), again.to_json()
 
 
 def _whatif(args: argparse.Namespace) -> int:
