@@ -321,6 +321,13 @@ def _replica(args: argparse.Namespace, fleet: Fleet) -> Plan:
     return fleet.replicas[number]
 
 
+def _bench(args: argparse.Namespace) -> int:
+    from hetero_infer.bench import planner, runner
+
+    shared = Path(os.environ.get("HETERO_INFER_SHARED", "../shared"))
+    return 0 if runner.run(planner.SECTIONS, shared, args.output, args.only) else 1
+
+
 def _show(args: argparse.Namespace, facts: dict[str, Any], text: str) -> None:
     from hetero_infer.report import encodable
 
@@ -381,6 +388,10 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--plan", type=Path, help="whose choices are evaluated (default: as the config says)")
     sub.add_argument("--replica", **of_several)
     sub.add_argument("--text", type=Path, help="(default: as the config says)")
+    sub = verb("bench", _bench, "measure the planner beside what is published; prints tables and keeps them")
+    sub.add_argument("of", choices=["planner"], metavar="planner")
+    sub.add_argument("--only", type=lambda text: text.split(","), default=[], help="sections, like reality,clusters")
+    sub.add_argument("-o", "--output", type=Path, default=Path("out/bench/planner.json"), help="(default: %(default)s)")
     return parser
 
 

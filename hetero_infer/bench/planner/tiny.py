@@ -20,6 +20,7 @@ from hetero_infer.spec import (
     Device,
     Link,
     ModelSpec,
+    Objective,
     Phase,
     SensitivityTable,
     Workload,
@@ -71,7 +72,7 @@ class RandomLatency:
 
 def random_request(seed: int) -> PlanRequest:
     """1 to 3 devices, 2 to 4 layers, 2 or 3 choices; memory that binds; every third without a quality limit, every
-    fourth with choices for the ends, every fifth with links that differ."""
+    fourth with choices for the ends, every fifth with links that differ, every seventh for LLM-PQ's objective."""
     rng = random.Random(seed)
     num_layers, num_devices = rng.randint(2, 4), rng.randint(1, 3)
     config = MODEL | {"num_hidden_layers": num_layers, "tie_word_embeddings": rng.random() < 0.5}
@@ -101,6 +102,7 @@ def random_request(seed: int) -> PlanRequest:
         max_perplexity_increase=0.1,
         embedding_choices=end_choices,
         head_choices=end_choices,
+        objective=Objective.LLM_PQ if seed % 7 == 3 else Objective.RING,
     )
 
 
@@ -237,7 +239,7 @@ class _OnePair:
             stations = [*(cost[0 if is_prefill else 1] for cost in costs), *sends, back]
             count = math.ceil(workload.batch_size / size)
             slowest, once = max(stations), sum(stations)
-            if self._request.objective == "llm-pq" and not is_prefill:
+            if self._request.objective is Objective.LLM_PQ and not is_prefill:
                 total += min(1, workload.new_tokens - 1) * once + (workload.new_tokens - 1) * (count - 1) * slowest
             elif is_prefill:
                 total += once + (count - 1) * slowest
