@@ -216,6 +216,15 @@ def test_a_simulation_draws_so_many_rows(run: Run, plan_path: Path, capsys: pyte
     assert header.startswith("time  stage 0") and len(rows) in (12, 13) and last.startswith("simulated: ")
 
 
+def test_a_simulation_is_written_as_a_trace(run: Run, plan_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("simulate", plan_path, "--trace", run.path / "trace.json") == 0
+    events = json.loads((run.path / "trace.json").read_text())["traceEvents"]
+    names = [event["args"]["name"] for event in events if event["ph"] == "M"]
+    assert names[0] == "simulated" and names[1].startswith("stage 0: localhost:0 cpu: ")
+    makespan_s = max(event["ts"] + event["dur"] for event in events if event["ph"] == "X") / 1e6
+    assert makespan_s == pytest.approx(Plan.load(plan_path).estimate.total_s, abs=1e-8)
+
+
 def test_check_accepts_the_plan_that_was_made(run: Run, plan_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("check", plan_path) == 0
     assert capsys.readouterr().out == "the plan can run and keeps its quality limit\n"
