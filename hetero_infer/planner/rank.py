@@ -1,4 +1,4 @@
-"""The last word among plans that the closed form cannot tell apart: the judge's, the recurrence over real micro-batches.
+"""The last word among plans that the closed form cannot tell apart: the recurrence's, over the real micro-batches.
 
 In: plans with their estimates. Out: those within the gap, the fastest first, and what the judge changed.
 """
@@ -30,10 +30,10 @@ class Ranking:
         if self.best is self.proposed:
             return f"{judged}: the closed form's first stays" if judged else "no other plan within the gap"
         best, proposed = _estimate(self.best), _estimate(self.proposed)
+        more_s = best.closed_form_s - proposed.closed_form_s
         return (
             f"{judged}: {_described(self.best)} takes {best.total_s:.4g} s, {self.saved_s / proposed.total_s:.2%} less "
-            f"than {_described(self.proposed)}, whose closed form is {best.closed_form_s - proposed.closed_form_s:.2g} s "
-            "smaller"
+            f"than {_described(self.proposed)}, whose closed form is {more_s:.2g} s smaller"
         )
 
 
