@@ -113,7 +113,7 @@ def recurrence(
 
     token_back_s = [0.0] * workload.batch_size
     for sequences in micro_batch_ranges(workload.batch_size, prefill_size):
-        end_s = run(_stations(costs, Phase.PREFILL, len(sequences), 0), 0.0)
+        end_s = run(station_seconds(costs, Phase.PREFILL, len(sequences), 0), 0.0)
         token_back_s[sequences.start : sequences.stop] = [end_s] * len(sequences)
     prefill_s = end_s = max(token_back_s)
 
@@ -121,14 +121,16 @@ def recurrence(
     ready_s = [prefill_s if barrier else max(token_back_s[r.start : r.stop]) for r in micro_batches]
     for step in range(workload.new_tokens - 1):
         past_tokens = workload.prompt_tokens + step
-        stations = {size: _stations(costs, Phase.DECODE, size, past_tokens) for size in {len(r) for r in micro_batches}}
+        stations = {
+            size: station_seconds(costs, Phase.DECODE, size, past_tokens) for size in {len(r) for r in micro_batches}
+        }
         for index, sequences in enumerate(micro_batches):
             end_s = ready_s[index] = run(stations[len(sequences)], ready_s[index], prefill_s)
     busy_s = {Phase.PREFILL: tuple(early_s[::2]), Phase.DECODE: tuple(late_s[::2])}  # every other station is a stage
     return Makespan(prefill_s, end_s - prefill_s, busy_s)
 
 
-def _stations(costs: StationCosts, phase: Phase, batch: int, past_tokens: int) -> list[float]:
+def station_seconds(costs: StationCosts, phase: Phase, batch: int, past_tokens: int) -> list[float]:
     """Compute and send of each stage in turn, and the return last: none where there is one stage."""
     last = costs.num_stages - 1
     stations = []
