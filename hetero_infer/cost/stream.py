@@ -7,14 +7,13 @@ round, from its prefill or from a decode, so a round brings B tokens.
 
 import itertools
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from hetero_infer.cost.timeline import PhaseCosts
+from hetero_infer.cost.timeline import PhaseCosts, Stations
 from hetero_infer.spec.plan import micro_batch_ranges, num_micro_batches
+from hetero_infer.spec.requests import RequestLengths
 from hetero_infer.spec.workload import Phase, Workload
-
-Stations = Callable[[Phase, int, int], Sequence[float]]  # of so many sequences with so many prompt or past tokens
 
 
 def prefills_per_decode(workload: Workload, prefill_size: int, decode_size: int) -> float:
@@ -43,17 +42,10 @@ def period_seconds(costs: PhaseCosts) -> float:
 
 
 @dataclass(frozen=True)
-class StreamRequest:
-    prompt_tokens: int
-    new_tokens: int
-    arrived_s: float = 0.0
-
-
-@dataclass(frozen=True)
 class Served:
     """When a request's first and last token were back."""
 
-    request: StreamRequest
+    request: RequestLengths
     first_token_s: float
     last_token_s: float
 
@@ -72,7 +64,7 @@ class StreamRun:
 
 @dataclass
 class _Slot:
-    request: StreamRequest
+    request: RequestLengths
     first_token_s: float
     back_s: float  # its newest token
     tokens: int = 1
@@ -87,7 +79,7 @@ class _Slot:
 
 
 def stream(
-    stations: Stations, requests: Iterable[StreamRequest], batch_size: int, prefill_size: int, decode_size: int
+    stations: Stations, requests: Iterable[RequestLengths], batch_size: int, prefill_size: int, decode_size: int
 ) -> StreamRun:
     """Serve every request, in order of arrival; `stations(phase, sequences, tokens)` are the seconds at each station.
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from hetero_infer.bench.planner.schedules import RandomCosts
 from hetero_infer.bench.section import Demand, Section
 from hetero_infer.cost.stream import (
-    StreamRequest,
     StreamRun,
     period_seconds,
     prefills_per_decode,
@@ -18,6 +17,7 @@ from hetero_infer.cost.stream import (
 from hetero_infer.cost.timeline import PhaseCosts, station_seconds
 from hetero_infer.spec import Phase, Workload
 from hetero_infer.spec.plan import num_micro_batches
+from hetero_infer.spec.requests import RequestLengths
 
 SEED, COUNT = 20261124, 200
 PASSES = 12  # how often each slot is served
@@ -55,7 +55,7 @@ class StreamCase:
         return is_alone and folded.micro_batches * folded.slowest_s >= folded.pass_s
 
     def served(self) -> StreamRun:
-        requests = [StreamRequest(64, new_tokens) for new_tokens in (*self.first, *self.others)]
+        requests = [RequestLengths(64, new_tokens) for new_tokens in (*self.first, *self.others)]
 
         def stations(phase: Phase, sequences: int, tokens: int) -> list[float]:
             return station_seconds(self.costs, phase, sequences, 0)
