@@ -102,14 +102,18 @@ def _sensitivity(args: argparse.Namespace) -> int:
 def _plan(args: argparse.Namespace) -> int:
     from hetero_infer import prepare
     from hetero_infer.planner.uniform import why_not_uniform
-    from hetero_infer.report import based_on, labelled, plan_table
+    from hetero_infer.report import based_on, labelled, plan_table, proposals_table, requests_words
 
     config = RunConfig.load(args.config).writing_to("plan", args.output)
     request = prepare.request_for(config)
-    plan = prepare.plan_for(config, request, config.plan)
+    tables: list[str] = []
+    plan = prepare.plan_for(config, request, config.plan, lambda proposals: tables.append(proposals_table(proposals)))
     why = why_not_uniform(request, plan)
     facts = [("based on", based_on(plan, request.cluster, request.latency)), ("uniform", why)]
-    text = "\n".join([plan_table(plan), *(labelled(*fact) for fact in facts)])
+    real = prepare.real_requests(config)
+    if real.requests:
+        facts.append(("requests", requests_words(plan, request, real.requests, real.left_out)))
+    text = "\n".join([plan_table(plan), *(labelled(*fact) for fact in facts), *tables])
     _show(args, plan.to_json() | {"why_not_uniform": why}, text)
     return 0
 
@@ -140,7 +144,7 @@ def _check(args: argparse.Namespace) -> int:
     from hetero_infer.planner.check import check_plan
     from hetero_infer.spec import SensitivityTable
 
-    config = RunConfig.load(args.config)
+    config = prepare.with_lengths(RunConfig.load(args.config))
     plan = Plan.load(args.plan)
     folder = ModelFolder(config.model)
     prepare.refuse_plan_for_another(plan, args.plan, config, folder.digest)
@@ -165,7 +169,7 @@ def _simulate(args: argparse.Namespace) -> int:
     from hetero_infer.report import predicted, stage_label
     from hetero_infer.spec.files import write_atomically
 
-    config = RunConfig.load(args.config)
+    config = prepare.with_lengths(RunConfig.load(args.config))
     plan = Plan.load(args.plan)
     request = prepare.request_for(config)
     prepare.refuse_plan_for_another(plan, args.plan, config, request.model_facts["digest"])

@@ -186,7 +186,7 @@ def _stage_terms(request: PlanRequest, stage: int, size: Mapping[Phase, int]) ->
     if is_last:
         ends.append("head")
     element_bytes = device.element_bytes
-    kv_bytes = memory.kv_cache_bytes(model, workload, element_bytes)
+    kv_bytes = memory.kv_cache_bytes(model, request.admitted, element_bytes)
     return StageTerms(
         device=device,
         layer_s={phase: {choice: seconds("decoder", choice, phase) for choice in choices} for phase in Phase},
@@ -195,7 +195,7 @@ def _stage_terms(request: PlanRequest, stage: int, size: Mapping[Phase, int]) ->
         fixed_bytes=memory.end_layer_bytes(model, is_first, is_last, element_bytes)
         + memory.workspace_bytes(
             model,
-            workload,
+            request.admitted,
             size[Phase.PREFILL],
             size[Phase.DECODE],
             element_bytes,

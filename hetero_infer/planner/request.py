@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from hetero_infer.cost.latency import LatencyModel
 from hetero_infer.spec.choice import Choice
@@ -17,6 +17,10 @@ from hetero_infer.spec.workload import Workload
 class PlanRequest:
     """`omega_limit` is Ω, in the sensitivity's unit; infinity means no quality limit.
 
+    `workload` is what time is counted for. Where `room_for` is given memory is for it instead: the same batch of the
+    longest requests that the plan admits. `objective` says which seconds: of one batch (`ring`), or of a round of a
+    stream whose mean lengths are the workload's (`steady`).
+
     `model_facts` (`path`, `digest`, `num_hidden_layers`) and `max_perplexity_increase` are only written into the plan.
     """
 
@@ -29,6 +33,13 @@ class PlanRequest:
     choices: tuple[Choice, ...]
     omega_limit: float
     max_perplexity_increase: float
+    room_for: Workload | None = None
+    objective: Literal["ring", "llm-pq", "steady"] = "ring"
+
+    @property
+    def admitted(self) -> Workload:
+        """The workload that memory is for."""
+        return self.room_for or self.workload
 
     def __post_init__(self) -> None:
         devices, layers = len(self.cluster.devices), self.model.num_hidden_layers

@@ -1,0 +1,46 @@
+"""What a plan sustains of a stream, against the formula written out, and against the stream served."""
+
+from dataclasses import replace
+
+import pytest
+
+from hetero_infer.planner.estimate import PlanCosts
+from hetero_infer.planner.requests import admitting
+from hetero_infer.planner.search import find_plan
+from hetero_infer.planner.steady import serve, steady_state
+from hetero_infer.spec import Phase, Workload
+from hetero_infer.spec.requests import RequestLengths
+
+from .test_requests import roomy_request
+
+MEAN, MOST = Workload(4, 20, 8), Workload(4, 40, 24)
+REQUEST = replace(roomy_request(MEAN), room_for=MOST, objective="steady")
+
+
+def test_the_period_is_the_busiest_station_or_the_way_round() -> None:
+    plan = admitting(find_plan(REQUEST, time_limit_s=60, gap=0), REQUEST)
+    assert plan.workload == MOST and len(plan.stages) == 3
+    for sizes in ((1, 1), (1, 4), (2, 2), (4, 1)):
+        changed = replace(plan, prefill_micro_batch_size=sizes[0], decode_micro_batch_size=sizes[1])
+        costs = PlanCosts(replace(changed, workload=MEAN), REQUEST.model, REQUEST.cluster, REQUEST.latency)
+        prefill, decode = costs.of_phase(Phase.PREFILL), costs.of_phase(Phase.DECODE)
+        micro_batches, newcomers = 4 // sizes[1], 4 / 8
+        stations = [
+            (p, d)
+            for of in ("compute_s", "send_s")
+            for p, d in zip(getattr(prefill, of), getattr(decode, of), strict=True)
+        ] + [(prefill.return_s, decode.return_s)]
+        busiest_s = max(micro_batches * d + newcomers / sizes[0] * p for p, d in stations)
+        way_round_s = sum(d + newcomers / sizes[0] / micro_batches * p for p, d in stations)
+        steady = steady_state(changed, REQUEST)
+        assert steady.period_s == pytest.approx(max(busiest_s, way_round_s), rel=1e-12)
+        assert steady.tokens_per_s == pytest.approx(4 / steady.period_s)
+        assert steady.requests_per_s == pytest.approx(steady.tokens_per_s / 8)
+
+
+def test_a_served_stream_comes_near_to_what_is_said_to_be_sustained() -> None:
+    plan = admitting(find_plan(REQUEST, time_limit_s=60, gap=0), REQUEST)
+    served = serve(plan, REQUEST, [RequestLengths(20, 8)] * 400).served
+    middle = served[100:300]
+    rate = (len(middle) - 1) / (middle[-1].last_token_s - middle[0].last_token_s)
+    assert rate == pytest.approx(steady_state(plan, REQUEST).requests_per_s, rel=0.35)
