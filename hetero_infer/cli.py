@@ -110,9 +110,8 @@ def _plan(args: argparse.Namespace) -> int:
     plan = prepare.plan_for(config, request, config.plan, lambda proposals: tables.append(proposals_table(proposals)))
     why = why_not_uniform(request, plan)
     facts = [("based on", based_on(plan, request.cluster, request.latency)), ("uniform", why)]
-    real = prepare.real_requests(config)
-    if real.requests:
-        facts.append(("requests", requests_words(plan, request, real.requests, real.left_out)))
+    if request.requests.lengths:
+        facts.append(("requests", requests_words(plan, request)))
     text = "\n".join([plan_table(plan), *(labelled(*fact) for fact in facts), *tables])
     _show(args, plan.to_json() | {"why_not_uniform": why}, text)
     return 0
@@ -144,7 +143,8 @@ def _check(args: argparse.Namespace) -> int:
     from hetero_infer.planner.check import check_plan
     from hetero_infer.spec import SensitivityTable
 
-    config = prepare.with_lengths(RunConfig.load(args.config))
+    config = RunConfig.load(args.config)
+    config = prepare.with_lengths(config, prepare.real_requests(config))
     plan = Plan.load(args.plan)
     folder = ModelFolder(config.model)
     prepare.refuse_plan_for_another(plan, args.plan, config, folder.digest)
@@ -169,9 +169,10 @@ def _simulate(args: argparse.Namespace) -> int:
     from hetero_infer.report import predicted, stage_label
     from hetero_infer.spec.files import write_atomically
 
-    config = prepare.with_lengths(RunConfig.load(args.config))
+    config = RunConfig.load(args.config)
     plan = Plan.load(args.plan)
     request = prepare.request_for(config)
+    config = prepare.with_lengths(config, request.requests)
     prepare.refuse_plan_for_another(plan, args.plan, config, request.model_facts["digest"])
     simulated = predicted(plan, "simulated")
     timeline = rehearse(PlanCosts(plan, request.model, request.cluster, request.latency), plan)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from hetero_infer.cost.latency import SPEC_SHEET, LatencyModel
 from hetero_infer.spec import Choice, Cluster, Device, Link, Phase, Plan
 from hetero_infer.spec.plan import num_micro_batches
-from hetero_infer.spec.requests import RequestLengths, requests_per_s
+from hetero_infer.spec.requests import requests_per_s
 
 if TYPE_CHECKING:
     from hetero_infer.planner.explain import Explanation
@@ -119,14 +119,15 @@ def proposals_table(proposals: Sequence["Proposal"]) -> str:
     return "\n" + text_table(rows, right=(1, 2, 3, 4, 6))
 
 
-def requests_words(plan: Plan, request: "PlanRequest", requests: Sequence[RequestLengths], left_out: int) -> str:
+def requests_words(plan: Plan, request: "PlanRequest") -> str:
     """What a plan does with real requests: the seconds of a file, or what it sustains of a stream."""
     from hetero_infer.planner.requests import judged_s
     from hetero_infer.planner.steady import steady_state
 
-    there = f"{len(requests)} requests" + (f", and {left_out} left out that are longer" if left_out else "")
+    requests, left_out = request.requests.lengths, request.requests.left_out
+    there = f"{len(requests)} requests" + (f", and {left_out} left out that are longer or wrong" if left_out else "")
     if request.objective != "steady":
-        seconds = judged_s(plan, request, requests)
+        seconds = judged_s(plan, request)
         tokens = sum(one.new_tokens for one in requests)
         return f"{there}: {duration(seconds)} {predicted(plan)} for all, {tokens / seconds:.1f} tokens/s"
     steady, (mean, peak) = steady_state(plan, request), requests_per_s(requests)

@@ -1,7 +1,7 @@
 """`PlanRequest`: everything a plan is made from."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from hetero_infer.cost.latency import LatencyModel
@@ -9,6 +9,7 @@ from hetero_infer.spec.choice import Choice
 from hetero_infer.spec.cluster import Cluster
 from hetero_infer.spec.errors import InputError
 from hetero_infer.spec.model import ModelSpec
+from hetero_infer.spec.requests import RealRequests
 from hetero_infer.spec.sensitivity import SensitivityTable
 from hetero_infer.spec.workload import Workload
 
@@ -19,7 +20,8 @@ class PlanRequest:
 
     `workload` is what time is counted for. Where `room_for` is given memory is for it instead: the same batch of the
     longest requests that the plan admits. `objective` says which seconds: of one batch (`ring`), or of a round of a
-    stream whose mean lengths are the workload's (`steady`).
+    stream whose mean lengths are the workload's (`steady`). `requests` are those that the lengths are of, where they
+    are known.
 
     `model_facts` (`path`, `digest`, `num_hidden_layers`) and `max_perplexity_increase` are only written into the plan.
     """
@@ -35,6 +37,7 @@ class PlanRequest:
     max_perplexity_increase: float
     room_for: Workload | None = None
     objective: Literal["ring", "llm-pq", "steady"] = "ring"
+    requests: RealRequests = field(default_factory=RealRequests)
 
     @property
     def admitted(self) -> Workload:

@@ -42,29 +42,25 @@ def representatives(requests: Sequence[RequestLengths], batch_size: int) -> Iter
             yield name, workload
 
 
-def propose(
-    request: PlanRequest,
-    requests: Sequence[RequestLengths],
-    find: Callable[[PlanRequest, float], Plan],
-    time_limit_s: float,
-) -> list[Proposal]:
-    """The best first. `request` has the longest workload; `find` makes a plan of a request in so many seconds.
+def propose(request: PlanRequest, find: Callable[[PlanRequest, float], Plan], time_limit_s: float) -> list[Proposal]:
+    """For the request's requests, the best first; its workload is the longest of them. `find` makes a plan of a
+    request in so many seconds.
 
     The best of those that `find` made is judged again with every other size of micro-batch, one phase at a time.
     """
     proposals = []
-    lengths = [("longest", request.workload), *representatives(requests, request.workload.batch_size)]
+    lengths = [("longest", request.workload), *representatives(request.requests.lengths, request.workload.batch_size)]
     for name, workload in lengths:
         made_for = replace(request, workload=workload, room_for=request.workload)
         plan = find(made_for, time_limit_s / len(lengths))
-        proposals.append(Proposal(name, workload, plan, judged_s(plan, request, requests)))
+        proposals.append(Proposal(name, workload, plan, judged_s(plan, request)))
     best = min(proposals, key=lambda proposal: proposal.seconds)
     tuned = best
     for phase in (Phase.DECODE, Phase.PREFILL):
         plans = [with_size(tuned.plan, phase, size) for size in request.workload.micro_batch_sizes]
         fitting = [plan for plan in plans if not fit_violations(plan, request.model)]
         tuned = min(
-            [tuned, *(replace(tuned, plan=plan, seconds=judged_s(plan, request, requests)) for plan in fitting)],
+            [tuned, *(replace(tuned, plan=plan, seconds=judged_s(plan, request)) for plan in fitting)],
             key=lambda proposal: proposal.seconds,
         )
     if tuned.seconds < best.seconds:
@@ -79,9 +75,9 @@ def admitting(plan: Plan, request: PlanRequest) -> Plan:
     return replace(plan, estimate=estimate_plan(plan, request.model, request.cluster, request.latency))
 
 
-def judged_s(plan: Plan, request: PlanRequest, requests: Sequence[RequestLengths]) -> float:
-    """Seconds of the whole file by the recurrence; from some of its batches where there are very many."""
-    size = plan.workload.batch_size
+def judged_s(plan: Plan, request: PlanRequest) -> float:
+    """Seconds of all the request's requests by the recurrence; from some of their batches where there are very many."""
+    requests, size = request.requests.lengths, plan.workload.batch_size
     batches = [requests[first : first + size] for first in range(0, len(requests), size)]
     judged = batches[:: -(-len(batches) // MOST_BATCHES)]
     stations = stations_of(PlanCosts(plan, request.model, request.cluster, request.latency))

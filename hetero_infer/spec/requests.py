@@ -34,6 +34,14 @@ class RequestLengths:
         return self.prompt_tokens <= most.prompt_tokens and self.cache_tokens <= most.cache_tokens
 
 
+@dataclass(frozen=True)
+class RealRequests:
+    """Those of a file or a trace that a plan can admit, in its order; `left_out` are longer than that."""
+
+    lengths: tuple[RequestLengths, ...] = ()
+    left_out: int = 0
+
+
 def longest(requests: Sequence[RequestLengths], batch_size: int) -> Workload:
     """The smallest workload that admits them all."""
     prompt_tokens = max(request.prompt_tokens for request in requests)

@@ -13,7 +13,7 @@ from hetero_infer.planner.request import PlanRequest
 from hetero_infer.planner.requests import admitting, judged_s, propose, representatives
 from hetero_infer.planner.search import find_plan
 from hetero_infer.spec import Plan, Workload
-from hetero_infer.spec.requests import RequestLengths, longest
+from hetero_infer.spec.requests import RealRequests, RequestLengths, longest
 
 from .instances import random_request
 
@@ -39,6 +39,10 @@ def some_requests(count: int, most: Workload, seed: int = 0) -> list[RequestLeng
     return [*lengths, RequestLengths(most.prompt_tokens, most.new_tokens)]
 
 
+def with_requests(request: PlanRequest, requests: list[RequestLengths]) -> PlanRequest:
+    return replace(request, requests=RealRequests(tuple(requests)))
+
+
 @pytest.fixture(scope="module")
 def request_() -> PlanRequest:
     return roomy_request(Workload(4, 40, 12))
@@ -58,15 +62,16 @@ def test_representatives_stand_for_all_and_for_each_third() -> None:
 def test_every_proposal_has_room_for_the_longest_and_the_fastest_is_first(request_: PlanRequest) -> None:
     requests = some_requests(23, request_.workload)
     assert longest(requests, 4) == request_.workload
-    proposals = propose(request_, requests, find, 60)
+    request_ = with_requests(request_, requests)
+    proposals = propose(request_, find, 60)
     assert len(proposals) >= 4 and "longest" in {proposal.lengths for proposal in proposals}
     for proposal in proposals:
         assert proposal.plan.workload == request_.workload
         assert check_plan(proposal.plan, request_.model, request_.sensitivity) == []
-        assert proposal.seconds == judged_s(proposal.plan, request_, requests)
+        assert proposal.seconds == judged_s(proposal.plan, request_)
         assert proposal.plan.estimate == admitting(proposal.plan, request_).estimate
     assert [proposal.seconds for proposal in proposals] == sorted(proposal.seconds for proposal in proposals)
-    assert proposals[0].seconds <= min(judged_s(find(request_, 60), request_, requests), proposals[-1].seconds)
+    assert proposals[0].seconds <= min(judged_s(find(request_, 60), request_), proposals[-1].seconds)
 
 
 def test_equal_requests_take_what_the_plan_promises(request_: PlanRequest) -> None:
@@ -75,14 +80,14 @@ def test_equal_requests_take_what_the_plan_promises(request_: PlanRequest) -> No
     costs = PlanCosts(plan, request_.model, request_.cluster, request_.latency)
     promised = recurrence(costs, plan.workload, plan.prefill_micro_batch_size, plan.decode_micro_batch_size)
     # The judge takes a past at the middle of its block of 64 tokens.
-    assert judged_s(plan, request_, whole) == pytest.approx(3 * promised.total_s, rel=0.02)
-    assert judged_s(plan, request_, whole[:9]) < 3 * promised.total_s, "the last batch has one request"
+    assert judged_s(plan, with_requests(request_, whole)) == pytest.approx(3 * promised.total_s, rel=0.02)
+    assert judged_s(plan, with_requests(request_, whole[:9])) < 3 * promised.total_s, "the last batch has one request"
 
 
 def test_short_requests_take_less(request_: PlanRequest) -> None:
     plan = find(request_, 60)
     whole, short = [RequestLengths(40, 12)] * 8, [RequestLengths(40, 12), *[RequestLengths(4, 3)] * 3] * 2
-    assert judged_s(plan, request_, short) < judged_s(plan, request_, whole)
+    assert judged_s(plan, with_requests(request_, short)) < judged_s(plan, with_requests(request_, whole))
 
 
 def test_a_very_long_file_is_judged_by_some_of_its_batches(
@@ -93,5 +98,5 @@ def test_a_very_long_file_is_judged_by_some_of_its_batches(
     judged = {}
     for most in (100, 50):
         monkeypatch.setattr(module, "MOST_BATCHES", most)
-        judged[most] = judged_s(plan, request_, requests)
+        judged[most] = judged_s(plan, with_requests(request_, requests))
     assert judged[50] == pytest.approx(judged[100], rel=0.1) and judged[50] != judged[100]
