@@ -16,29 +16,48 @@ from hetero_infer.spec.requests import RequestLengths
 from hetero_infer.spec.workload import Phase, Workload
 
 
-def prefills_per_decode(workload: Workload, prefill_size: int, decode_size: int) -> float:
-    """Prefill micro-batches for each decode micro-batch: ρ / (η · md). `workload` has the mean lengths."""
-    newcomers = workload.batch_size / workload.new_tokens
-    return newcomers / (prefill_size * num_micro_batches(workload.batch_size, decode_size))
+@dataclass(frozen=True)
+class Newcomers:
+    """The prefill micro-batches of a round: `shared` go before each decode micro-batch, `alone` are waited for by all.
+
+    One that is followed by others of its kind is spread over the stations, as they are. A rare one is not: wherever it
+    is, the decode micro-batches soon stand behind it.
+    """
+
+    shared: float
+    alone: float
 
 
-def with_newcomers(prefill: PhaseCosts, decode: PhaseCosts, prefills: float) -> PhaseCosts:
+def newcomers(workload: Workload, prefill_size: int, decode_size: int) -> Newcomers:
+    """In the steady state of requests as long as the workload's: ρ / η prefill micro-batches a round.
+
+    At one for each decode micro-batch or more, all are shared; at very few, all are alone. In between it is a guess
+    that is linear in how many there are.
+    """
+    micro_batches = num_micro_batches(workload.batch_size, decode_size)
+    prefills = workload.batch_size / workload.new_tokens / prefill_size
+    alone = min(1.0, prefills) * max(0.0, 1 - prefills / micro_batches)
+    return Newcomers((prefills - alone) / micro_batches, alone)
+
+
+def with_newcomers(prefill: PhaseCosts, decode: PhaseCosts, shared: float) -> PhaseCosts:
     """Decode with each micro-batch's share of the prefill folded into it, station by station."""
 
     def both(decode_s: Iterable[float], prefill_s: Iterable[float]) -> tuple[float, ...]:
-        return tuple(d + prefills * p for d, p in zip(decode_s, prefill_s, strict=True))
+        return tuple(d + shared * p for d, p in zip(decode_s, prefill_s, strict=True))
 
     return PhaseCosts(
         both(decode.compute_s, prefill.compute_s),
         both(decode.send_s, prefill.send_s),
-        decode.return_s + prefills * prefill.return_s,
+        decode.return_s + shared * prefill.return_s,
         decode.micro_batches,
     )
 
 
-def period_seconds(costs: PhaseCosts) -> float:
-    """Of a round, from `with_newcomers`: max(md · M, L). B tokens come in it; docs/planner.md has the proof."""
-    return max(costs.micro_batches * costs.slowest_s, costs.pass_s)
+def period_seconds(prefill: PhaseCosts, decode: PhaseCosts, coming: Newcomers) -> float:
+    """Of a round, in which B tokens come: max(md · M, L) + alone · L_p. docs/planner.md says when it is exact."""
+    folded = with_newcomers(prefill, decode, coming.shared)
+    return max(folded.micro_batches * folded.slowest_s, folded.pass_s) + coming.alone * prefill.pass_s
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from hetero_infer.cost.stream import StreamRun, period_seconds, prefills_per_decode, stream, with_newcomers
+from hetero_infer.cost.stream import StreamRun, newcomers, period_seconds, stream
 from hetero_infer.planner.estimate import PlanCosts, stations_of
 from hetero_infer.planner.request import PlanRequest
 from hetero_infer.spec.plan import Plan
@@ -32,9 +32,9 @@ def steady_state(plan: Plan, request: PlanRequest) -> SteadyState:
     """In closed form, for requests as long as the request's workload; the plan may admit longer ones."""
     workload = request.workload
     costs = PlanCosts(replace(plan, workload=workload), request.model, request.cluster, request.latency)
-    prefills = prefills_per_decode(workload, plan.prefill_micro_batch_size, plan.decode_micro_batch_size)
-    folded = with_newcomers(costs.of_phase(Phase.PREFILL), costs.of_phase(Phase.DECODE), prefills)
-    return SteadyState(period_seconds(folded), workload.batch_size, workload.new_tokens)
+    coming = newcomers(workload, plan.prefill_micro_batch_size, plan.decode_micro_batch_size)
+    period_s = period_seconds(costs.of_phase(Phase.PREFILL), costs.of_phase(Phase.DECODE), coming)
+    return SteadyState(period_s, workload.batch_size, workload.new_tokens)
 
 
 def serve(plan: Plan, request: PlanRequest, requests: Sequence[RequestLengths]) -> StreamRun:

@@ -6,7 +6,7 @@ from itertools import pairwise
 import pytest
 
 from hetero_infer.bench.planner.streams import even_case
-from hetero_infer.cost.stream import prefills_per_decode, stream
+from hetero_infer.cost.stream import newcomers, stream
 from hetero_infer.spec import Phase, Workload
 from hetero_infer.spec.requests import RequestLengths
 
@@ -73,4 +73,7 @@ def test_stations_are_asked_for_the_sequences_that_are_there() -> None:
 
 
 def test_newcomers_are_as_many_as_leave() -> None:
-    assert prefills_per_decode(Workload(32, 64, 8), prefill_size=2, decode_size=16) == 1.0  # 4 of 32 a round
+    many = newcomers(Workload(32, 64, 8), prefill_size=1, decode_size=16)
+    assert (many.shared, many.alone) == (2.0, 0.0), "4 of 32 a round, 2 decode micro-batches"
+    few = newcomers(Workload(32, 64, 128), prefill_size=1, decode_size=8)
+    assert few.shared * 4 + few.alone == pytest.approx(32 / 128) and few.alone > 0.9 * 32 / 128

@@ -24,16 +24,19 @@ def test_the_period_is_the_busiest_station_or_the_way_round() -> None:
         changed = replace(plan, prefill_micro_batch_size=sizes[0], decode_micro_batch_size=sizes[1])
         costs = PlanCosts(replace(changed, workload=MEAN), REQUEST.model, REQUEST.cluster, REQUEST.latency)
         prefill, decode = costs.of_phase(Phase.PREFILL), costs.of_phase(Phase.DECODE)
-        micro_batches, newcomers = 4 // sizes[1], 4 / 8
+        micro_batches, prefills = 4 // sizes[1], 4 / 8 / sizes[0]  # in a round
+        alone = prefills * (1 - prefills / micro_batches)
+        shared = (prefills - alone) / micro_batches
         stations = [
             (p, d)
             for of in ("compute_s", "send_s")
             for p, d in zip(getattr(prefill, of), getattr(decode, of), strict=True)
         ] + [(prefill.return_s, decode.return_s)]
-        busiest_s = max(micro_batches * d + newcomers / sizes[0] * p for p, d in stations)
-        way_round_s = sum(d + newcomers / sizes[0] / micro_batches * p for p, d in stations)
+        busiest_s = max(micro_batches * (d + shared * p) for p, d in stations)
+        way_round_s = sum(d + shared * p for p, d in stations)
+        period_s = max(busiest_s, way_round_s) + alone * sum(p for p, _ in stations)
         steady = steady_state(changed, REQUEST)
-        assert steady.period_s == pytest.approx(max(busiest_s, way_round_s), rel=1e-12)
+        assert steady.period_s == pytest.approx(period_s, rel=1e-12)
         assert steady.tokens_per_s == pytest.approx(4 / steady.period_s)
         assert steady.requests_per_s == pytest.approx(steady.tokens_per_s / 8)
 

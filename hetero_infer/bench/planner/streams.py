@@ -2,26 +2,36 @@
 
 import random
 import statistics
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from hetero_infer.bench.planner.cases import case_request
 from hetero_infer.bench.planner.schedules import RandomCosts
 from hetero_infer.bench.section import Demand, Section
 from hetero_infer.cost.stream import (
+    Newcomers,
+    Served,
     StreamRun,
+    newcomers,
     period_seconds,
-    prefills_per_decode,
     stream,
     with_newcomers,
 )
 from hetero_infer.cost.timeline import PhaseCosts, station_seconds
+from hetero_infer.planner.requests import admitting
+from hetero_infer.planner.search import find_plan
+from hetero_infer.planner.steady import serve, steady_state
 from hetero_infer.spec import Phase, Workload
 from hetero_infer.spec.plan import num_micro_batches
-from hetero_infer.spec.requests import RequestLengths
+from hetero_infer.spec.requests import RequestLengths, average, longest, read_trace
 
 SEED, COUNT = 20261124, 200
 PASSES = 12  # how often each slot is served
-AGREES = 1e-9
+AGREES, COMES_NEAR = 1e-9, 0.2
+TRACE_REQUESTS = 1200  # of the trace's first, all there from the start
+TRACE_MOST = Workload(32, 1792, 257)  # OPT has 2048 positions
+TRACE_SIZES = ((1, 2), (1, 4), (1, 8), (2, 8), (4, 8), (2, 16), (4, 32))  # (η, ξ)
 
 
 @dataclass(frozen=True)
@@ -36,20 +46,22 @@ class StreamCase:
     others: tuple[int, ...]
 
     @property
-    def folded(self) -> PhaseCosts:
-        prefill, decode = (
-            self.costs.of_phase(phase, num_micro_batches(self.workload.batch_size, self.decode_size)) for phase in Phase
-        )
-        return with_newcomers(prefill, decode, prefills_per_decode(self.workload, self.prefill_size, self.decode_size))
+    def phases(self) -> list[PhaseCosts]:
+        micro_batches = num_micro_batches(self.workload.batch_size, self.decode_size)
+        return [self.costs.of_phase(phase, micro_batches) for phase in Phase]
+
+    @property
+    def coming(self) -> Newcomers:
+        return newcomers(self.workload, self.prefill_size, self.decode_size)
 
     @property
     def closed_form_s(self) -> float:
-        return period_seconds(self.folded)
+        return period_seconds(*self.phases, self.coming)
 
     @property
     def is_station_bound(self) -> bool:
         """And no other station is nearly as slow, which would take long to settle."""
-        folded, last = self.folded, self.costs.num_stages - 1
+        folded, last = with_newcomers(*self.phases, self.coming.shared), self.costs.num_stages - 1
         stations = sorted([*folded.compute_s, *folded.send_s, *[folded.return_s] * bool(last)])
         is_alone = len(stations) == 1 or stations[-2] < 0.95 * stations[-1]
         return is_alone and folded.micro_batches * folded.slowest_s >= folded.pass_s
@@ -67,12 +79,15 @@ class StreamCase:
         new_tokens = self.workload.new_tokens
         return self.served().period_s((PASSES - 3) * new_tokens, (PASSES - 2) * new_tokens)
 
-    def seconds_per_batch_of_tokens(self) -> float:
-        """Of the middle third of what is served: what a period is where rounds are uneven."""
-        served = self.served().served
-        middle = served[len(served) // 3 : 2 * len(served) // 3]
-        tokens = sum(one.request.new_tokens for one in middle[1:])
-        return (middle[-1].last_token_s - middle[0].last_token_s) * self.workload.batch_size / tokens
+    def uneven_period_s(self) -> float:
+        return seconds_for_tokens(self.served().served, self.workload.batch_size)
+
+
+def seconds_for_tokens(served: Sequence[Served], tokens: int) -> float:
+    """At the rate of the middle third: for B tokens, what a period is where rounds are uneven."""
+    middle = served[len(served) // 3 : 2 * len(served) // 3]
+    got = sum(one.request.new_tokens for one in middle[1:])
+    return (middle[-1].last_token_s - middle[0].last_token_s) * tokens / got
 
 
 def even_case(seed: int) -> StreamCase:
@@ -113,7 +128,7 @@ def measure(shared: Path) -> Section:
     bound = [case for case in even if case.is_station_bound]
     exact = [case.settled_period_s() / case.closed_form_s - 1 for case in bound]
     others = [case.settled_period_s() / case.closed_form_s - 1 for case in even if case not in bound]
-    random_ = [case.seconds_per_batch_of_tokens() / case.closed_form_s - 1 for case in uneven]
+    random_ = [case.uneven_period_s() / case.closed_form_s - 1 for case in uneven]
     off = max(map(abs, exact))
     rows = [
         ("even, a station sets the pace", exact),
@@ -133,6 +148,37 @@ def measure(shared: Path) -> Section:
         ],
         notes=[f"seeds from {SEED}; constant costs, 1 to 5 stages; seconds for B tokens, relative to the closed form"],
         facts=[{"streams": what, "differences": found} for what, found in rows],
+    )
+
+
+def measure_trace(shared: Path) -> Section:
+    """A public trace of conversations, as fast as one plan can serve it."""
+    trace = read_trace(shared / "data/traces/azure_conv_2023.csv")
+    requests = [replace(one, arrived_s=0.0) for one in trace if one.fits(TRACE_MOST)]
+    workload = average(requests, TRACE_MOST.batch_size)
+    request = case_request(shared, "opt-30b", {"v100-32": 2, "a100-40": 2}, workload)
+    request = replace(request, room_for=longest(requests, workload.batch_size), objective="steady")
+    plan = admitting(find_plan(request, time_limit_s=20, gap=1e-3), request)
+    rows, off = [], []
+    for prefill_size, decode_size in TRACE_SIZES:
+        sized = replace(plan, prefill_micro_batch_size=prefill_size, decode_micro_batch_size=decode_size)
+        said, served = steady_state(sized, request), serve(sized, request, requests[:TRACE_REQUESTS]).served
+        period_s = seconds_for_tokens(served, workload.batch_size)
+        off.append(said.period_s / period_s - 1)
+        rates = (f"{workload.batch_size / period_s:.1f}", f"{said.tokens_per_s:.1f}")
+        rows.append((str(prefill_size), str(decode_size), *rates, f"{off[-1]:+.1%}"))
+    worst = max(map(abs, off))
+    return Section(
+        title="The steady state of a public trace: served request by request, and in closed form",
+        header=("η", "ξ", "tokens/s served", "tokens/s in closed form", "its period is off by"),
+        rows=rows,
+        demands=[Demand(f"within {COMES_NEAR:.0%}: {worst:.1%} off at most", worst <= COMES_NEAR)],
+        notes=[
+            f"OPT-30B on 2 V100-32 and 2 A100-40 by the roofline, {workload.batch_size} slots; the first "
+            f"{TRACE_REQUESTS} of the {len(requests)} requests (of {len(trace)}) that fit the model's positions, on "
+            f"average {workload.prompt_tokens} and {workload.new_tokens} tokens, all there from the start"
+        ],
+        facts=[{"prefill": row[0], "decode": row[1], "period_off": one} for row, one in zip(rows, off, strict=True)],
     )
 
 
