@@ -102,14 +102,17 @@ def _sensitivity(args: argparse.Namespace) -> int:
 def _plan(args: argparse.Namespace) -> int:
     from hetero_infer import prepare
     from hetero_infer.planner.uniform import why_not_uniform
-    from hetero_infer.report import based_on, labelled, plan_table
+    from hetero_infer.report import based_on, labelled, plan_table, proposals_table, requests_words
 
     config = RunConfig.load(args.config).writing_to("plan", args.output)
     request = prepare.request_for(config)
-    plan = prepare.plan_for(config, request, config.plan)
+    tables: list[str] = []
+    plan = prepare.plan_for(config, request, config.plan, lambda proposals: tables.append(proposals_table(proposals)))
     why = why_not_uniform(request, plan)
     facts = [("based on", based_on(plan, request.cluster, request.latency)), ("uniform", why)]
-    text = "\n".join([plan_table(plan), *(labelled(*fact) for fact in facts)])
+    if request.requests.lengths:
+        facts.append(("requests", requests_words(plan, request)))
+    text = "\n".join([plan_table(plan), *(labelled(*fact) for fact in facts), *tables])
     _show(args, plan.to_json() | {"why_not_uniform": why}, text)
     return 0
 
@@ -141,6 +144,7 @@ def _check(args: argparse.Namespace) -> int:
     from hetero_infer.spec import SensitivityTable
 
     config = RunConfig.load(args.config)
+    config = prepare.with_lengths(config, prepare.real_requests(config))
     plan = Plan.load(args.plan)
     folder = ModelFolder(config.model)
     prepare.refuse_plan_for_another(plan, args.plan, config, folder.digest)
@@ -158,8 +162,9 @@ def _check(args: argparse.Namespace) -> int:
 def _simulate(args: argparse.Namespace) -> int:
     from hetero_infer import prepare
     from hetero_infer.pipeline.gantt import draw_gantt
-    from hetero_infer.pipeline.rehearsal import rehearse
+    from hetero_infer.pipeline.rehearsal import rehearse, station_spans
     from hetero_infer.pipeline.simulate import draw_grid
+    from hetero_infer.pipeline.trace import chrome_trace
     from hetero_infer.planner.estimate import PlanCosts
     from hetero_infer.report import predicted, stage_label
     from hetero_infer.spec.files import write_atomically
@@ -167,12 +172,15 @@ def _simulate(args: argparse.Namespace) -> int:
     config = RunConfig.load(args.config)
     plan = Plan.load(args.plan)
     request = prepare.request_for(config)
+    config = prepare.with_lengths(config, request.requests)
     prepare.refuse_plan_for_another(plan, args.plan, config, request.model_facts["digest"])
     simulated = predicted(plan, "simulated")
     timeline = rehearse(PlanCosts(plan, request.model, request.cluster, request.latency), plan)
+    labels = [stage_label(plan, stage) for stage in range(len(plan.stages))]
     if args.svg:
-        labels = [stage_label(plan, stage) for stage in range(len(plan.stages))]
         write_atomically(args.svg, draw_gantt(timeline, labels, f"{simulated}, from the plan's costs"))
+    if args.trace:
+        write_atomically(args.trace, chrome_trace(station_spans(timeline, plan, labels), simulated))
     unit_s = timeline.makespan_s / args.rows
     grid = draw_grid(timeline, len(plan.stages), unit_s)
     _show(
@@ -261,6 +269,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("plan", type=Path)
     sub.add_argument("--rows", type=positive_number, default=40, help="of the drawing (default: 40)")
     sub.add_argument("--svg", type=Path, help="draw it there as well, a row per stage")
+    sub.add_argument("--trace", type=Path, help="write it there as a trace for ui.perfetto.dev, a track per station")
     sub = verb("quantize", _quantize, "GPTQ of the layers a plan needs; those that are there are used again")
     sub.add_argument("plan", type=Path)
     sub.add_argument("-o", "--output", type=Path, help="checkpoint folder (default: as the config says)")

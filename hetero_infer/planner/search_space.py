@@ -8,7 +8,7 @@ import numpy as np
 
 from hetero_infer.planner.device_classes import DeviceClass, device_classes, link_between
 from hetero_infer.planner.least_omega import Bools, Floats, Integers, LeastOmega
-from hetero_infer.planner.objective import ClosedForm, closed_form
+from hetero_infer.planner.objective import ClosedForm, closed_form, shared_prefills
 from hetero_infer.planner.problem import (
     QUALITY_TOLERANCE,
     StageTerms,
@@ -39,7 +39,7 @@ class SearchSpace:
     def __init__(self, request: PlanRequest) -> None:
         self.request = request
         self.classes: tuple[DeviceClass, ...] = device_classes(request.cluster)
-        self._seconds: dict[tuple[int, Phase, int], Floats] = {}
+        self._seconds: dict[tuple[int, Phase, int, float], Floats] = {}
         sends_alike, self._group_examples = self._groups_by_sending()
         self.paths = RingPaths([len(c.devices) for c in self.classes], request.model.num_hidden_layers, sends_alike)
         self.first_groups = self._groups_by_way_back()
@@ -65,7 +65,7 @@ class SearchSpace:
         options = [
             StageOptions(
                 tables,
-                {phase: self._layers_s(c, phase, size[phase], of_class["middle"]) for phase in Phase},
+                {phase: self._layers_s(c, phase, size, of_class["middle"]) for phase in Phase},
                 of_class,
             )
             for c, (tables, of_class) in enumerate(zip(self._tables, terms, strict=True))
@@ -76,8 +76,8 @@ class SearchSpace:
             options,
             self.paths,
             Wires(
-                {phase: self._send(phase, size[phase]) for phase in Phase},
-                {phase: self._back(size[phase]) for phase in Phase},
+                {phase: self._send(phase, size) for phase in Phase},
+                {phase: self._back(phase, size) for phase in Phase},
             ),
             self.first_groups,
             self.request.omega_limit,
@@ -114,8 +114,9 @@ class SearchSpace:
         least = LeastOmega(omega, len(omega), fits, is_limited=self.request.omega_limit < np.inf)
         return [CountTables(least, self.choices, list(of_class.values()), len(omega)) for of_class in terms]
 
-    def _layers_s(self, c: int, phase: Phase, size: int, terms: StageTerms) -> Floats:
-        key = c, phase, size
+    def _layers_s(self, c: int, phase: Phase, size: Mapping[Phase, int], terms: StageTerms) -> Floats:
+        shared = shared_prefills(self.request, size) if phase is Phase.DECODE else 0.0
+        key = c, phase, size[phase], shared
         if key not in self._seconds:
             self._seconds[key] = self._tables[c].seconds(terms.layer_s[phase])
         return self._seconds[key]
@@ -125,29 +126,21 @@ class SearchSpace:
 
     # Links.
 
-    def _send(self, phase: Phase, size: int) -> Floats:
-        return np.array(
-            [
-                [
-                    send_seconds(
-                        self.request, link_between(self.request.cluster, source, target), source.example, phase, size
-                    )
-                    for target in self.classes
-                ]
-                for source in self._group_examples
-            ]
-        )
+    def _send(self, phase: Phase, size: Mapping[Phase, int]) -> Floats:
+        request = self.request
 
-    def _back(self, size: int) -> Floats:
-        return np.array(
-            [
-                [
-                    return_seconds(link_between(self.request.cluster, last, self.classes[group[0]]), size)
-                    for last in self._group_examples
-                ]
-                for group in self.first_groups
-            ]
-        )
+        def seconds(source: DeviceClass, target: DeviceClass) -> float:
+            return send_seconds(request, link_between(request.cluster, source, target), source.example, size)[phase]
+
+        return np.array([[seconds(source, target) for target in self.classes] for source in self._group_examples])
+
+    def _back(self, phase: Phase, size: Mapping[Phase, int]) -> Floats:
+        request, firsts = self.request, [self.classes[group[0]] for group in self.first_groups]
+
+        def seconds(last: DeviceClass, first: DeviceClass) -> float:
+            return return_seconds(request, link_between(request.cluster, last, first), size)[phase]
+
+        return np.array([[seconds(last, first) for last in self._group_examples] for first in firsts])
 
     def _groups_by_sending(self) -> tuple[list[int], list[DeviceClass]]:
         """Classes whose links to all classes, and elements, are the same."""
