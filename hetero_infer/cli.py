@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hetero_infer import __version__
-from hetero_infer.spec import HeteroInferError, InputError, Link, Plan, RunConfig
+from hetero_infer.spec import UNQUANTISED, Fleet, HeteroInferError, InputError, Link, Plan, RunConfig
 from hetero_infer.spec.errors import one_line
 
 
@@ -86,28 +86,47 @@ def _sensitivity(args: argparse.Namespace) -> int:
     from hetero_infer.checkpoint.model_folder import ModelFolder
     from hetero_infer.measure.indicator import measure_sensitivity
     from hetero_infer.report import text_table
+    from hetero_infer.spec.sensitivity import ENDS
 
     config = RunConfig.load(args.config).writing_to("sensitivity", args.output)
     folder = ModelFolder(config.model)
     windows = prepare.calibration_windows(folder, config)
-    table = measure_sensitivity(folder, config.choices, windows, args.method)
+    table = measure_sensitivity(
+        folder,
+        config.choices,
+        windows,
+        args.method,
+        embedding_choices=config.embedding_choices,
+        head_choices=config.head_choices,
+    )
     path = config.sensitivity
     table.save(path)
-    rows = [["layer", *(str(choice) for choice in table.choices)]]
-    rows += [[str(layer), *(f"{value:.5f}" for value in values)] for layer, values in enumerate(table.omega)]
-    _show(args, {"sensitivity": str(path), "omega": table.omega}, f"{text_table(rows)}\n{table.unit}, {path}")
+    choices = sorted({*table.choices, *table.embedding, *table.head})
+    omega = {str(layer): dict(zip(table.choices, values, strict=True)) for layer, values in enumerate(table.omega)}
+    omega |= {kind: table.of_kind(kind) for kind in ENDS}
+    rows = [["layer", *map(str, choices)]]
+    rows += [
+        [layer, *(f"{of[choice]:.5f}" if choice in of else "" for choice in choices)] for layer, of in omega.items()
+    ]
+    facts = {"sensitivity": str(path), "omega": table.omega}
+    facts |= {kind: {str(choice): value for choice, value in table.of_kind(kind).items()} for kind in ENDS}
+    _show(args, facts, f"{text_table(rows)}\n{table.unit}, {path}")
     return 0
 
 
 def _plan(args: argparse.Namespace) -> int:
     from hetero_infer import prepare
     from hetero_infer.planner.uniform import why_not_uniform
-    from hetero_infer.report import based_on, labelled, plan_table, proposals_table, requests_words
+    from hetero_infer.report import based_on, fleet_table, labelled, plan_table, proposals_table, requests_words
 
     config = RunConfig.load(args.config).writing_to("plan", args.output)
     request = prepare.request_for(config)
     tables: list[str] = []
-    plan = prepare.plan_for(config, request, config.plan, lambda proposals: tables.append(proposals_table(proposals)))
+    fleet = prepare.plan_for(config, request, config.plan, lambda proposals: tables.append(proposals_table(proposals)))
+    if len(fleet.replicas) > 1:
+        _show(args, fleet.to_json(), fleet_table(fleet))
+        return 0
+    (plan,) = fleet.replicas
     why = why_not_uniform(request, plan)
     facts = [("based on", based_on(plan, request.cluster, request.latency)), ("uniform", why)]
     if request.requests.lengths:
@@ -124,8 +143,8 @@ def _explain(args: argparse.Namespace) -> int:
     from hetero_infer.report import based_on, explanation_text, labelled
 
     config = RunConfig.load(args.config)
-    plan = Plan.load(args.plan)
-    request = prepare.request_for(config)
+    plan = _replica(args, Fleet.load(args.plan))
+    request = replace(prepare.request_for(config), workload=plan.workload)
     violations = check_plan(plan, request.model, request.sensitivity)
     if violations:
         _show(args, {"violations": violations}, "\n".join(violations))
@@ -145,16 +164,18 @@ def _check(args: argparse.Namespace) -> int:
 
     config = RunConfig.load(args.config)
     config = prepare.with_lengths(config, prepare.real_requests(config))
-    plan = Plan.load(args.plan)
+    fleet = Fleet.load(args.plan)
     folder = ModelFolder(config.model)
-    prepare.refuse_plan_for_another(plan, args.plan, config, folder.digest)
+    prepare.refuse_plan_for_another(fleet, args.plan, config, folder.digest)
     sensitivity = SensitivityTable.load(config.sensitivity)
     if sensitivity.model_digest != folder.digest:
         raise InputError(
             f"sensitivity {config.sensitivity}: it is for the model {sensitivity.model_digest}, and {config.model} is "
             f"{folder.digest}; run 'hetero-infer sensitivity'"
         )
-    violations = check_plan(plan, folder.spec, sensitivity)
+    found = [check_plan(plan, folder.spec, sensitivity) for plan in fleet.replicas]
+    of = ["" if len(found) == 1 else f"replica {number}: " for number in range(len(found))]
+    violations = [f"{whose}{each}" for whose, its in zip(of, found, strict=True) for each in its]
     _show(args, {"violations": violations}, "\n".join(violations) or "the plan can run and keeps its quality limit")
     return 3 if violations else 0
 
@@ -170,10 +191,11 @@ def _simulate(args: argparse.Namespace) -> int:
     from hetero_infer.spec.files import write_atomically
 
     config = RunConfig.load(args.config)
-    plan = Plan.load(args.plan)
+    fleet = Fleet.load(args.plan)
+    plan = _replica(args, fleet)
     request = prepare.request_for(config)
     config = prepare.with_lengths(config, request.requests)
-    prepare.refuse_plan_for_another(plan, args.plan, config, request.model_facts["digest"])
+    prepare.refuse_plan_for_another(fleet, args.plan, config, request.model_facts["digest"])
     simulated = predicted(plan, "simulated")
     timeline = rehearse(PlanCosts(plan, request.model, request.cluster, request.latency), plan)
     labels = [stage_label(plan, stage) for stage in range(len(plan.stages))]
@@ -195,12 +217,12 @@ def _quantize(args: argparse.Namespace) -> int:
     from hetero_infer import prepare
 
     config = RunConfig.load(args.config).writing_to("checkpoint", args.output)
-    plan = Plan.load(args.plan)
-    stages = args.stages if args.stages is not None else list(range(len(plan.stages)))
-    if not set(stages) <= set(range(len(plan.stages))):
-        raise InputError(f"--stages {stages}: the plan has stages 0 to {len(plan.stages) - 1}")
+    fleet = Fleet.load(args.plan)
+    devices = args.devices or fleet.used_devices
+    if not set(devices) <= set(fleet.used_devices):
+        raise InputError(f"--devices {','.join(devices)}: the plan has stages on {', '.join(fleet.used_devices)}")
     checkpoint = config.checkpoint
-    prepare.quantise(plan, args.plan, config, checkpoint, stages, progress=not args.json)
+    prepare.quantise(fleet, args.plan, config, checkpoint, devices, progress=not args.json)
     _show(args, {"checkpoint": str(checkpoint)}, f"quantised layers are in {checkpoint}")
     return 0
 
@@ -214,13 +236,15 @@ def _evaluate(args: argparse.Namespace) -> int:
 
     config = RunConfig.load(args.config)
     folder = ModelFolder(config.model)
-    choices, shards = None, None
+    choices, shards, ends = None, None, (UNQUANTISED, UNQUANTISED)
     if args.checkpoint:
         path = args.plan or config.plan
-        plan = Plan.load(path)
-        prepare.refuse_other_model(plan, path, config, folder.digest)
-        choices, shards = plan.decoder_choices, ShardStore.of_model(args.checkpoint, folder.digest)
-    model = single_process_model(folder, choices, shards)
+        fleet = Fleet.load(path)
+        plan = _replica(args, fleet)
+        prepare.refuse_other_model(fleet, path, config, folder.digest)
+        shards = ShardStore.of_model(args.checkpoint, folder.digest)
+        choices, ends = plan.decoder_choices, (plan.embedding_choice, plan.head_choice)
+    model = single_process_model(folder, choices, shards, ends=ends)
     found = measure_perplexity(model, folder, args.text or config.text)
     facts = asdict(found) | {"perplexity": found.perplexity, "bits_per_byte": found.bits_per_byte}
     _show(
@@ -230,6 +254,15 @@ def _evaluate(args: argparse.Namespace) -> int:
         f"({found.scored_tokens} tokens, windows of {found.context_tokens})",
     )
     return 0
+
+
+def _replica(args: argparse.Namespace, fleet: Fleet) -> Plan:
+    """The only one, or that of the number asked for."""
+    last = len(fleet.replicas) - 1
+    number = 0 if last == 0 and args.replica is None else args.replica
+    if number not in range(last + 1):
+        raise InputError(f"the plan has the replicas 0 to {last}; say which with --replica")
+    return fleet.replicas[number]
 
 
 def _show(args: argparse.Namespace, facts: dict[str, Any], text: str) -> None:
@@ -242,6 +275,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="hetero-infer", description="One LLM over a pipeline of unlike devices.")
     parser.add_argument("--version", action="version", version=__version__)
     verbs = parser.add_subparsers(required=True, metavar="VERB")
+    of_several: dict[str, Any] = {"type": int, "help": "which, if the plan has several", "metavar": "N"}
 
     def verb(name: str, run: Callable[[argparse.Namespace], int], help: str) -> argparse.ArgumentParser:
         sub = verbs.add_parser(name, help=help, description=help)
@@ -263,26 +297,29 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("-o", "--output", type=Path, help="plan.json (default: as the config says)")
     sub = verb("explain", _explain, "which limit binds in a plan, what each device idles, what more would give")
     sub.add_argument("plan", type=Path)
+    sub.add_argument("--replica", **of_several)
     sub = verb("check", _check, "check a plan again, also one edited by hand")
     sub.add_argument("plan", type=Path)
     sub = verb("simulate", _simulate, "run a plan's schedules event by event, without a model")
     sub.add_argument("plan", type=Path)
+    sub.add_argument("--replica", **of_several)
     sub.add_argument("--rows", type=positive_number, default=40, help="of the drawing (default: 40)")
     sub.add_argument("--svg", type=Path, help="draw it there as well, a row per stage")
     sub.add_argument("--trace", type=Path, help="write it there as a trace for ui.perfetto.dev, a track per station")
     sub = verb("quantize", _quantize, "GPTQ of the layers a plan needs; those that are there are used again")
     sub.add_argument("plan", type=Path)
     sub.add_argument("-o", "--output", type=Path, help="checkpoint folder (default: as the config says)")
-    sub.add_argument("--stages", type=list_of_numbers, help="only these stages, like 0,2")
+    sub.add_argument("--devices", type=list_of_names, help="only for the stages on these, like node-a:0,node-b:2")
     sub = verb("evaluate", _evaluate, "perplexity in one process, of the plan's layers or unquantised")
     sub.add_argument("checkpoint", type=Path, nargs="?", help="checkpoint folder; without it the model is unquantised")
     sub.add_argument("--plan", type=Path, help="whose choices are evaluated (default: as the config says)")
+    sub.add_argument("--replica", **of_several)
     sub.add_argument("--text", type=Path, help="(default: as the config says)")
     return parser
 
 
-def list_of_numbers(text: str) -> list[int]:  # argparse shows these two names to people
-    return [int(number) for number in text.split(",")]
+def list_of_names(text: str) -> list[str]:  # argparse shows these two names to people
+    return text.split(",")
 
 
 def positive_number(text: str) -> int:

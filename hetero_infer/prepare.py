@@ -5,7 +5,7 @@ Each is a file that a person can read, and says what it was made from; what stil
 
 import math
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from hetero_infer.measure.neighbours import cpu_neighbours
 from hetero_infer.spec import (
     Choice,
+    Fleet,
     InfeasibleError,
     InputError,
     ModelSpec,
@@ -26,6 +27,7 @@ from hetero_infer.spec.cluster import device_to_json
 from hetero_infer.spec.config import DEMO_MODEL
 from hetero_infer.spec.files import digest_of, read_text
 from hetero_infer.spec.gpu_type import GPU_TYPES
+from hetero_infer.spec.profile import DECODER, EMBEDDING, HEAD
 from hetero_infer.spec.requests import RealRequests, RequestLengths, average, longest, read_trace
 
 if TYPE_CHECKING:
@@ -119,6 +121,8 @@ def measure(folder: "ModelFolder", config: RunConfig, path: Path, timed_as: str)
         threads,
         cpu_neighbours(config.cluster.devices, timed_as, cores),
         progress=True,
+        embedding_choices=config.embedding_choices,
+        head_choices=config.head_choices,
     )
     profile = ProfileTable.load_if_there(path).with_measured(measured)
     profile.save(path)
@@ -130,13 +134,22 @@ def sensitivity_for(folder: "ModelFolder", config: RunConfig) -> SensitivityTabl
     windows = calibration_windows(folder, config)
     if config.sensitivity.exists():
         table = SensitivityTable.load(config.sensitivity)
-        if (table.model_digest, table.text_digest) == (folder.digest, windows.digest) and set(config.choices) <= set(
-            table.choices
-        ):
+        has_choices = (
+            set(config.choices) <= set(table.choices)
+            and set(config.embedding_choices) <= table.embedding.keys()
+            and set(config.head_choices) <= table.head.keys()
+        )
+        if has_choices and (table.model_digest, table.text_digest) == (folder.digest, windows.digest):
             return table
     from hetero_infer.measure.indicator import measure_sensitivity
 
-    table = measure_sensitivity(folder, config.choices, windows)
+    table = measure_sensitivity(
+        folder,
+        config.choices,
+        windows,
+        embedding_choices=config.embedding_choices,
+        head_choices=config.head_choices,
+    )
     table.save(config.sensitivity)
     return table
 
@@ -195,15 +208,15 @@ def plan_for(
     request: "PlanRequest",
     path: Path,
     tell: Callable[[Sequence["Proposal"]], None] = lambda proposals: None,
-) -> Plan:
+) -> Fleet:
     """The plan at `path` if it was made from the same inputs, else a new one, saved there.
 
     A plan for a file of requests is the best of several, which `tell` is told.
     """
     digest = _inputs_digest(config, request)
     if path.exists():
-        old = Plan.load(path)
-        if old.decision_digest != old.decided_digest:
+        old = Fleet.load(path)
+        if old.is_edited:
             raise InputError(
                 f"plan {path} was edited by hand, and a new one would be written over it; give it as --plan to "
                 "launch/serve.py or launch/batch.py, or move it away"
@@ -222,30 +235,34 @@ def plan_for(
         plan = proposals[0].plan
     else:
         plan = find(request, config.planner_time_limit_s)
-    plan = replace(plan, inputs_digest=digest, decided_digest=plan.decision_digest)
-    plan.save(path)
-    return plan
+    fleet = Fleet((plan,)).made_from(digest)
+    fleet.save(path)
+    return fleet
 
 
 def quantise(
-    plan: Plan, plan_path: Path, config: RunConfig, checkpoint: Path, stages: Iterable[int], progress: bool
+    fleet: Fleet, plan_path: Path, config: RunConfig, checkpoint: Path, devices: Collection[str], progress: bool
 ) -> None:
-    """See to it that `checkpoint` has the quantised layers that `stages` of the plan need."""
+    """See to it that `checkpoint` has the quantised layers that the stages on `devices` need."""
     from hetero_infer.checkpoint.model_folder import ModelFolder
     from hetero_infer.checkpoint.quantise import quantise_layers
     from hetero_infer.planner.check import fit_violations
 
     folder = ModelFolder(config.model)
-    refuse_other_model(plan, plan_path, config, folder.digest)
-    violations = fit_violations(plan, folder.spec)
+    refuse_other_model(fleet, plan_path, config, folder.digest)
+    violations = [violation for replica in fleet.replicas for violation in fit_violations(replica, folder.spec)]
     if violations:
         raise InfeasibleError(f"plan {plan_path}: {'; '.join(violations)}")
-    wanted = [(layer, plan.decoder_choices[layer]) for stage in stages for layer in plan.decoder_range(stage)]
+    wanted = [
+        (folder.spec.layer_at(position), replica.layer_choices[position])
+        for replica, stage in map(fleet.stage_on, devices)
+        for position in range(*replica.bounds[stage : stage + 2])
+    ]
     windows = calibration_windows(folder, config)
     quantise_layers(folder, wanted, windows, checkpoint, progress)
 
 
-def refuse_other_model(plan: Plan, path: Path, config: RunConfig, digest: str) -> None:
+def refuse_other_model(plan: Fleet, path: Path, config: RunConfig, digest: str) -> None:
     """`digest` is that of the config's model, and must be the plan's."""
     if plan.model["digest"] != digest:
         raise InputError(
@@ -254,7 +271,7 @@ def refuse_other_model(plan: Plan, path: Path, config: RunConfig, digest: str) -
         )
 
 
-def refuse_plan_for_another(plan: Plan, path: Path, config: RunConfig, digest: str) -> None:
+def refuse_plan_for_another(plan: Fleet, path: Path, config: RunConfig, digest: str) -> None:
     """A plan's model, devices and workload are those of the config."""
     refuse_other_model(plan, path, config, digest)
     devices = config.cluster.devices
@@ -288,10 +305,14 @@ def covers(profile: ProfileTable, spec: ModelSpec, config: RunConfig, timed_as: 
         and (row.hidden_size, row.intermediate_size) == (spec.hidden_size, spec.intermediate_size)
     ]
 
-    def reach(choice: Choice, field: str) -> int:
-        return max(
-            (getattr(row, field) for row in rows if row.layer_kind == "decoder" and row.choice == choice), default=0
-        )
+    def reach(kind: str, choice: Choice, field: str) -> int:
+        return max((getattr(row, field) for row in rows if (row.layer_kind, row.choice) == (kind, choice)), default=0)
+
+    layers = [
+        *((DECODER, choice) for choice in config.choices),
+        *((EMBEDDING, choice) for choice in config.embedding_choices),
+        *((HEAD, choice) for choice in config.head_choices),
+    ]
 
     said = {fact: profile.header.get(f"{timed_as}.{fact}") for fact in ("threads", "neighbours", "cores")}
     cores = int(said["cores"] or 0) or os.cpu_count() or 1
@@ -300,10 +321,10 @@ def covers(profile: ProfileTable, spec: ModelSpec, config: RunConfig, timed_as: 
         "neighbours": str(cpu_neighbours(config.cluster.devices, timed_as, cores)),
     }
     return wanted.items() <= said.items() and all(
-        reach(choice, "batch") >= workload.batch_size
-        and reach(choice, "input_tokens") >= workload.prompt_tokens
-        and reach(choice, "past_tokens") >= workload.cache_tokens - 1
-        for choice in config.choices
+        reach(*layer, "batch") >= workload.batch_size
+        and reach(*layer, "input_tokens") >= workload.prompt_tokens
+        and reach(*layer, "past_tokens") >= workload.cache_tokens - 1
+        for layer in layers
     )
 
 
@@ -327,7 +348,10 @@ def _inputs_digest(config: RunConfig, request: "PlanRequest") -> str:
             "spec_sheet": [asdict(GPU_TYPES[name]) for name in sorted({d.type for d in devices} & GPU_TYPES.keys())],
             "workload": [asdict(request.workload), asdict(request.admitted), request.objective],
             "requests": [asdict(one) for one in request.requests.lengths] if config.requests else [],
-            "choices": [choice.to_json() for choice in request.choices],
+            "choices": [
+                [choice.to_json() for choice in choices]
+                for choices in (request.choices, request.embedding_choices, request.head_choices)
+            ],
             "max_perplexity_increase": request.max_perplexity_increase,
             "planner": [config.planner_time_limit_s, config.planner_gap],
         },

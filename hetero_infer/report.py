@@ -8,8 +8,8 @@ from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
 from hetero_infer.cost.latency import SPEC_SHEET, LatencyModel
-from hetero_infer.spec import Choice, Cluster, Device, Link, Phase, Plan
-from hetero_infer.spec.plan import num_micro_batches
+from hetero_infer.spec import Choice, Cluster, Device, Fleet, Link, Phase, Plan
+from hetero_infer.spec.plan import SolverReport, num_micro_batches
 from hetero_infer.spec.requests import requests_per_s
 
 if TYPE_CHECKING:
@@ -26,6 +26,16 @@ BAR = {"weights": "█", "kv_cache": "▓", "workspace": "▒", "free": "░"}
 IN_ASCII = str.maketrans(
     {"█": "#", "▓": "=", "▒": "-", "░": ".", "×": "x", "–": "-", "…": "~", "≤": "<=", "Σ": "sum ", "ω": "omega"}
 )
+
+
+def fleet_table(fleet: Fleet) -> str:
+    """The table of each replica, then what they are together."""
+    tables = (f"replica {number}\n{plan_table(plan)}\n" for number, plan in enumerate(fleet.replicas))
+    batch, seconds = fleet.workload, max(plan.estimate.total_s for plan in fleet.replicas if plan.estimate)
+    rate = f"{batch.batch_size * batch.new_tokens / seconds:.1f} tokens/s"
+    words = f"{len(fleet.replicas)} at the same time: {batch.batch_size} sequences in {duration(seconds)}, {rate}"
+    facts = [("replicas", words), *([("solver", _solver_words(fleet.solver))] if fleet.solver else [])]
+    return "\n".join([*tables, *(labelled(*fact) for fact in facts)])
 
 
 def plan_table(plan: Plan) -> str:
@@ -67,11 +77,7 @@ def plan_table(plan: Plan) -> str:
             f"loss {quality.predicted:.4f} of at most {quality.limit:.4f} {quality.unit}: perplexity "
             f"+{math.expm1(quality.predicted):.1%} predicted, +{quality.max_perplexity_increase:.1%} at most",
         ),
-        (
-            "solver",
-            f"{solver.status} in {solver.seconds:.1f} s: closed form {solver.objective:.4f} s, "
-            f"bound {solver.bound:.4f} s, gap {solver.gap:.2%} ({solver.name})",
-        ),
+        ("solver", _solver_words(solver)),
     ]
     if any("*" in row[3] for row in rows):
         facts.insert(0, ("bits", "* counted by bits; the order of the layers is in plan.json"))
@@ -235,6 +241,13 @@ def encodable(text: str, encoding: str) -> str:
     return text
 
 
+def _solver_words(solver: SolverReport) -> str:
+    return (
+        f"{solver.status} in {solver.seconds:.1f} s: closed form {solver.objective:.4f} s, "
+        f"bound {solver.bound:.4f} s, gap {solver.gap:.2%} ({solver.name})"
+    )
+
+
 def _memory_unit(plan: Plan) -> tuple[str, int]:
     return ("GiB", GIB) if max(device.memory_bytes for device in plan.devices) >= 4 * GIB else ("MiB", MIB)
 
@@ -244,11 +257,13 @@ def _choices(plan: Plan, stage: int) -> list[Choice]:
 
 
 def _layers(plan: Plan, stage: int) -> str:
-    """``0–5 (6) + emb``: the decoder layers, and embedding, head or both (`ends`) where they stand."""
+    """``0–5 (6) + emb``: the decoder layers, and embedding, head or both (`ends`) where they stand; ``head at 8`` where
+    it is quantised."""
     layers, last = plan.decoder_range(stage), len(plan.stages) - 1
     decoders = f"{'–'.join(map(str, sorted({layers[0], layers[-1]})))} ({len(layers)})" if layers else ""
-    ends = {0: "emb", last: "head"}.get(stage, "") if last else "ends"
-    return " + ".join(filter(None, [decoders, ends]))
+    ends = [("emb", plan.embedding_choice)] * (stage == 0) + [("head", plan.head_choice)] * (stage == last)
+    words = [f"{name} at {choice.bits}" if choice.is_quantised else name for name, choice in ends]
+    return " + ".join(filter(None, [decoders, *(["ends"] if words == ["emb", "head"] else words)]))
 
 
 def _bits(choices: Sequence[Choice]) -> str:

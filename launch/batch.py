@@ -52,7 +52,10 @@ def as_table(summary: BatchSummary) -> str:
         # The first token of every answer comes from its prefill.
         ("decode", _rate(summary.new_tokens - (summary.requests - summary.failed), summary.decode_s)),
     ]
-    return "\n".join(f"{name:10}{value}" for name, value in rows)
+    if len(summary.replicas) > 1:
+        for number, replica in enumerate(summary.replicas):
+            rows.append((f"replica {number}", f"{replica.requests} requests, {replica.new_tokens} new tokens"))
+    return "\n".join(f"{name:11}{value}" for name, value in rows)
 
 
 def _rate(tokens: int, seconds: float) -> str:

@@ -6,7 +6,7 @@ where the config says, and what was measured.
 
 import argparse
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -40,9 +40,10 @@ class MeasureJob:
         self._survey = Survey(config.cluster.devices)
         ProfileTable.load_if_there(config.profile), LinkTable.load_if_there(config.links)  # a file that is none: now
 
-    async def run(self, pipeline: RunningPipeline) -> None:
+    async def run(self, pipelines: Sequence[RunningPipeline]) -> None:
+        (survey,) = pipelines
         for _ in (*self._survey.pairs, *self._survey.timers):
-            self._take(await pipeline.receive())
+            self._take(await survey.receive())
         config = self._config
         ProfileTable.load_if_there(config.profile).with_measured(self._profile).save(config.profile)
         if self._links.links:

@@ -1,10 +1,12 @@
 """A tiny model with the files of a run: hostfile, config, plan by hand, batch; and what one process would answer."""
 
+import itertools
 import json
 import random
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -17,7 +19,6 @@ from hetero_infer.spec import UNQUANTISED, Choice, Plan, RunConfig, StagePlan
 from tests.tiny_model import write_tiny_model
 
 DECODERS = (Choice(3, 32), UNQUANTISED, Choice(8, 32), Choice(4, 32))
-LAYERS = (UNQUANTISED, *DECODERS, UNQUANTISED)
 CONFIG = """
 [model]
 path = "{model}"
@@ -76,20 +77,25 @@ class TinyModel:
         path.mkdir(exist_ok=True)
         files.hostfile.write_text(hostfile)
         files.config.write_text(CONFIG.format(model=self.folder.path, path=path))
-        config = RunConfig.load(files.config)
-        layers = iter(LAYERS)
-        stages = tuple(
-            StagePlan(device.name, tuple(next(layers) for _ in range(count)))
-            for device, count in zip(config.cluster.devices, layers_per_stage, strict=True)
-        )
-        assert not list(layers)
-        facts = {"path": str(self.folder.path), "digest": self.folder.digest, "num_hidden_layers": 4}
-        Plan(facts, config.cluster.devices, config.workload, stages, 2, 1).save(files.plan)
+        names = [device.name for device in RunConfig.load(files.config).cluster.devices]
+        self.plan(files, dict(zip(names, layers_per_stage, strict=True))).save(files.plan)
         return files
 
-    def quantise(self, files: RunFiles) -> None:
+    def plan(
+        self, files: RunFiles, stages: Mapping[str, int], decoders: Sequence[Choice] = DECODERS, batch_size: int = 4
+    ) -> Plan:
+        """`stages` are devices with their number of layers, in pipeline order."""
+        config = RunConfig.load(files.config)
+        layers = iter((UNQUANTISED, *decoders, UNQUANTISED))
+        planned = tuple(StagePlan(name, tuple(itertools.islice(layers, count))) for name, count in stages.items())
+        assert not list(layers)
+        facts = {"path": str(self.folder.path), "digest": self.folder.digest, "num_hidden_layers": 4}
+        workload = replace(config.workload, batch_size=batch_size)
+        return Plan(facts, config.cluster.devices, workload, planned, min(2, batch_size), 1)
+
+    def quantise(self, files: RunFiles, decoders: Sequence[Choice] = DECODERS) -> None:
         windows = CalibrationWindows.from_text(self.folder, self.folder.path / "calibration.txt")
-        quantise_layers(self.folder, enumerate(DECODERS), windows, files.checkpoint)
+        quantise_layers(self.folder, enumerate(decoders), windows, files.checkpoint)
 
     def greedy(self, checkpoint: Path, choices: Sequence[Choice] = DECODERS) -> list[list[int]]:
         """As one process answers the batch with these quantised layers, up to the end of each text."""
@@ -104,14 +110,17 @@ class TinyModel:
 
 
 def write_batch(
-    path: Path, prompts: Sequence[object] = tuple(PROMPTS), max_tokens: Sequence[int] = tuple(LIMITS)
+    path: Path,
+    prompts: Sequence[object] = tuple(PROMPTS),
+    max_tokens: Sequence[int] = tuple(LIMITS),
+    **fields: object,
 ) -> Path:
     lines = [
         {
             "custom_id": f"line-{number}",
             "method": "POST",
             "url": "/v1/completions",
-            "body": {"prompt": prompt, "max_tokens": limit},
+            "body": {"prompt": prompt, "max_tokens": limit, **fields},
         }
         for number, (prompt, limit) in enumerate(zip(prompts, max_tokens, strict=True))
     ]
@@ -120,5 +129,8 @@ def write_batch(
 
 
 def read_answers(path: Path) -> list[list[int]]:
-    lines = map(json.loads, path.read_text().splitlines())
-    return [line["response"]["body"]["choices"][0]["token_ids"] for line in lines]
+    return [body["choices"][0]["token_ids"] for body in read_bodies(path)]
+
+
+def read_bodies(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line)["response"]["body"] for line in path.read_text().splitlines()]

@@ -12,7 +12,20 @@ import pytest
 
 from hetero_infer import __version__
 from hetero_infer.cli import main
-from hetero_infer.spec import Choice, Phase, Plan, ProfileRow, ProfileTable, SensitivityTable
+from hetero_infer.planner.estimate import estimate_plan
+from hetero_infer.prepare import request_for
+from hetero_infer.spec import (
+    UNQUANTISED,
+    Choice,
+    Fleet,
+    Phase,
+    Plan,
+    ProfileRow,
+    ProfileTable,
+    RunConfig,
+    SensitivityTable,
+    StagePlan,
+)
 from hetero_infer.spec.profile import EMBEDDING, HEAD
 from tests.tiny_model import write_tiny_model
 
@@ -235,14 +248,16 @@ def test_check_refuses_a_plan_that_was_changed_for_the_worse(
 ) -> None:
     plan = Plan.load(plan_path)
     stages = [stage.layers for stage in plan.stages]
+    decoders_3 = [tuple(Choice(3, 64) if choice.is_quantised else choice for choice in layers) for layers in stages]
     everywhere_3 = [tuple(Choice(3, 64) for _ in layers) for layers in stages]
     small = tuple(replace(device, memory_bytes=2**18) for device in plan.devices)
     for changed, memory, named in [
         (
             replace(plan, stages=tuple(map(_with_layers, plan.stages, everywhere_3))),
             "2MiB",
-            ("the embedding has 3g64 bits", "the head has 3g64 bits", "is over the limit"),
+            ("no embedding at 3g64 bits", "no head at 3g64 bits"),
         ),
+        (replace(plan, stages=tuple(map(_with_layers, plan.stages, decoders_3))), "2MiB", ("is over the limit",)),
         (replace(plan, devices=small), "256KiB", ("stage 0 (cpu on localhost:0) needs ",)),
     ]:
         run.set_memory(memory)
@@ -253,6 +268,29 @@ def test_check_refuses_a_plan_that_was_changed_for_the_worse(
         assert "Traceback" not in said.err
         assert run("check", run.path / "changed.json", "--json") == 3
         assert len(json.loads(capsys.readouterr().out)["violations"]) >= len(named)
+
+
+def test_a_plan_with_a_quantised_head_is_checked_quantised_and_evaluated(
+    run: Run, plan_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan, eight = Plan.load(plan_path), Choice(8, 64)
+    table_path = run.path / "out" / "sensitivity.json"
+    table = SensitivityTable.load(table_path)
+    replace(table, head={eight: 0.002, UNQUANTISED: 0.0}).save(table_path)
+    stages = (*plan.stages[:-1], _with_layers(plan.stages[-1], (*plan.stages[-1].layers[:-1], eight)))
+    replace(plan, stages=stages).save(run.path / "edited.json")
+    checkpoint = run.path / "checkpoint"
+    assert run("check", run.path / "edited.json") == 0
+    assert run("quantize", run.path / "edited.json", "-o", checkpoint) == 0
+    assert len(list(checkpoint.glob("head-8g64-*.safetensors"))) == 1
+    capsys.readouterr()
+    losses = []
+    for path in (plan_path, run.path / "edited.json"):
+        assert run("quantize", path, "-o", checkpoint) == 0
+        capsys.readouterr()
+        assert run("evaluate", checkpoint, "--plan", path, "--json") == 0
+        losses.append(json.loads(capsys.readouterr().out)["perplexity"])
+    assert losses[0] != losses[1]
 
 
 def test_explain_says_what_binds_of_the_plan_that_was_made(
@@ -362,8 +400,86 @@ def test_a_plan_for_a_trace_says_what_it_sustains(run: Run, capsys: pytest.Captu
     lengths_from(run, "arrivals", "trace.csv", "TIMESTAMP,ContextTokens,GeneratedTokens\n" + "".join(rows))
     assert run("plan") == 0
     said = " ".join(capsys.readouterr().out.split())
-    assert "3 requests, 0.025 a second on average and 0.0167 in the busiest minute." in said
+    assert "3 requests, 0.0167 a second on average and 0.0167 in the busiest minute." in said
     assert "requests/s sustained, all of it; " in said
     plan = Plan.load(run.path / "out" / "plan.json")
     assert plan.workload.prompt_tokens == 16 and plan.workload.cache_tokens == 17, "the longest of each is admitted"
     assert run("check", run.path / "out" / "plan.json") == 0
+
+
+@pytest.fixture
+def fleet_path(run: Run, plan_path: Path) -> Path:
+    """In place of the plan, one device for each of two replicas, with 3 and 1 sequences."""
+    plan, request = Plan.load(plan_path), request_for(RunConfig.load(run.config))
+    replicas = []
+    for device, batch_size in zip(plan.devices, (3, 1), strict=True):
+        stages = (StagePlan(device.name, plan.layer_choices),)
+        workload = replace(plan.workload, batch_size=batch_size)
+        replica = replace(plan, stages=stages, workload=workload, prefill_micro_batch_size=1, decode_micro_batch_size=1)
+        estimate = estimate_plan(replica, request.model, request.cluster, request.latency)
+        replicas.append(replace(replica, estimate=estimate))
+    Fleet(tuple(replicas), plan.solver).made_from(plan.inputs_digest).save(plan_path)
+    return plan_path
+
+
+def test_replicas_are_told_together_and_one_by_one(
+    run: Run, fleet_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fleet = Fleet.load(fleet_path)
+    assert run("plan") == 0  # the file is up to date
+    said = capsys.readouterr().out
+    rate = 4 * 8 / max(replica.estimate.total_s for replica in fleet.replicas)
+    assert "replicas    2 at the same time: 4 sequences in " in said and f", {rate:.1f} tokens/s" in said
+    assert [said.count(f"{batch} sequences, 16 prompt") for batch in (3, 1)] == [1, 1]
+
+    for number, replica in enumerate(fleet.replicas):
+        assert run("simulate", fleet_path, "--json", "--replica", number) == 0
+        simulated = json.loads(capsys.readouterr().out)
+        assert simulated["makespan_s"] == pytest.approx(replica.estimate.total_s, rel=1e-9)
+        assert run("explain", fleet_path, "--replica", number) == 0
+        said = capsys.readouterr().out
+        assert f"localhost:{number}" in said and f"localhost:{1 - number}" not in said
+
+
+@pytest.mark.parametrize("asked", [(), ("--replica", "2"), ("--replica", "-1")])
+def test_of_several_replicas_one_must_be_asked_for(
+    asked: tuple[str, ...], run: Run, fleet_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for verb in ("simulate", "explain"):
+        assert run(verb, fleet_path, *asked) == 2
+        assert "the plan has the replicas 0 to 1; say which with --replica" in one_line_of_error(capsys)
+
+
+def test_what_one_replica_breaks_is_told_of_that_one(
+    run: Run, fleet_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fleet = Fleet.load(fleet_path)
+    assert run("check", fleet_path) == 0
+    assert capsys.readouterr().out == "the plan can run and keeps its quality limit\n"
+    worse = replace(fleet.replicas[1], stages=(StagePlan("localhost:1", (Choice(3, 64),) * 6),))
+    replace(fleet, replicas=(fleet.replicas[0], worse)).save(fleet_path)
+    assert run("check", fleet_path, "--json") == 3
+    violations = json.loads(capsys.readouterr().out)["violations"]
+    assert violations and all(each.startswith("replica 1: ") for each in violations)
+
+
+def test_layers_are_quantised_for_all_replicas_or_for_some_devices(
+    run: Run, fleet_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fleet = Fleet.load(fleet_path)
+    bits = {"localhost:0": Choice(8, 64), "localhost:1": Choice(4, 64)}
+    stages = [StagePlan(device, (UNQUANTISED, *[choice] * 4, UNQUANTISED)) for device, choice in bits.items()]
+    replicas = (replace(one, stages=(stage,)) for one, stage in zip(fleet.replicas, stages, strict=True))
+    replace(fleet, replicas=tuple(replicas)).save(fleet_path)
+
+    def made() -> set[str]:
+        return {path.name.split("-")[1] for path in (run.path / "out" / "checkpoint").glob("layer*")}
+
+    assert run("quantize", fleet_path, "--devices", "localhost:1") == 0 and made() == {"4g64"}
+    assert run("quantize", fleet_path) == 0 and made() == {"4g64", "8g64"}
+    capsys.readouterr()
+    found = []
+    for number in range(2):
+        assert run("evaluate", run.path / "out" / "checkpoint", "--json", "--replica", number) == 0
+        found.append(json.loads(capsys.readouterr().out)["perplexity"])
+    assert found[0] != found[1]

@@ -9,7 +9,9 @@ import pytest
 from hetero_infer.checkpoint.model_folder import ModelFolder
 from hetero_infer.checkpoint.text import CalibrationWindows
 from hetero_infer.cli import main
-from hetero_infer.spec import Link, LinkTable, Plan, ProfileTable, RunConfig, SensitivityTable
+from hetero_infer.prepare import covers
+from hetero_infer.spec import Choice, Link, LinkTable, Plan, ProfileTable, RunConfig, SensitivityTable
+from hetero_infer.spec.profile import HEAD
 from tests.test_cli import Run, one_line_of_error
 
 ROOT = Path(__file__).parent.parent
@@ -69,6 +71,17 @@ def test_a_type_measured_in_part_is_not_replaced_by_the_spec_sheet(
     assert run("plan") == 2
     line = one_line_of_error(capsys)
     assert "it has t4 for tiny, but not at these choices" in line and "launch/measure.py" in line
+
+
+def test_a_profile_covers_the_choices_of_the_ends(run: Run, tmp_path: Path) -> None:
+    table = measured_as(run, "t4", tmp_path)
+    spec = ModelFolder(run.path / "tiny").spec
+    config = RunConfig.load(run.config)
+    eight = Choice(8, 64)
+    wants_more = replace(config, head_choices=(eight, *config.head_choices))
+    assert covers(table, spec, config, "t4") and not covers(table, spec, wants_more, "t4")
+    heads = tuple(replace(row, bits=8, group_size=64) for row in table.rows if row.layer_kind == HEAD)
+    assert covers(ProfileTable((*table.rows, *heads), table.header), spec, wants_more, "t4")
 
 
 def test_a_type_that_is_in_no_spec_sheet_must_be_measured(run: Run, capsys: pytest.CaptureFixture[str]) -> None:

@@ -24,7 +24,12 @@ BITS = (Choice(3, 64), Choice(4, 64), Choice(8, 64), UNQUANTISED)
 LONG_NAME = "put-your-p100-host-into-hostfiles-mix"
 
 
-def plan_of(devices: Sequence[Device], num_layers: int, choices: Sequence[Choice]) -> Plan:
+def plan_of(
+    devices: Sequence[Device],
+    num_layers: int,
+    choices: Sequence[Choice],
+    ends: tuple[Choice, Choice] = (UNQUANTISED, UNQUANTISED),
+) -> Plan:
     """Even stages; `choices` over and over. Every device is filled to 5 eighths: weights 3, KV cache 1, workspace 1."""
     last, share = len(devices) - 1, num_layers // len(devices)
     pattern = [choices[layer % len(choices)] for layer in range(num_layers)]
@@ -36,9 +41,9 @@ def plan_of(devices: Sequence[Device], num_layers: int, choices: Sequence[Choice
             StagePlan(
                 device.name,
                 (
-                    *[UNQUANTISED] * (stage == 0),
+                    *ends[:1] * (stage == 0),
                     *pattern[share * stage : None if stage == last else share * (stage + 1)],
-                    *[UNQUANTISED] * (stage == last),
+                    *ends[1:] * (stage == last),
                 ),
             )
             for stage, device in enumerate(devices)
@@ -72,6 +77,7 @@ PLANS = {
     "eight cpus": plan_of(EIGHT_CPUS, 24, BITS[:3]),
     "mixed gpus": plan_of(MIXED_GPUS, 108, BITS),
     "one gpu": plan_of([Device(LONG_NAME, 0, "a100-80", 80 * GIB)], 48, BITS),
+    "quantised ends": plan_of(EIGHT_CPUS, 24, BITS[:3], (Choice(4, 64), Choice(8, 64))),
     "two layers": plan_of(EIGHT_CPUS[:2], 2, BITS),
 }
 
@@ -87,6 +93,11 @@ def test_a_plan_fits_120_columns_and_lines_up(name: str) -> None:
     assert all(len(line) <= 120 and line == line.rstrip() for line in table.splitlines())
     rows = stage_rows(table)
     assert len(rows) == len(plan.stages) and len({len(row) for row in rows}) == 1
+
+
+def test_what_bits_the_ends_have_is_said_where_they_are_quantised() -> None:
+    first, *_, last = stage_rows(plan_table(PLANS["quantised ends"]))
+    assert "0–2 (3) + emb at 4" in first and "21–23 (3) + head at 8" in last
 
 
 @pytest.mark.parametrize("name", PLANS)

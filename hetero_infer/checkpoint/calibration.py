@@ -1,10 +1,10 @@
-"""The calibration pass: what the Linears of each decoder layer see, one unquantised layer in memory at a time.
+"""The calibration pass: what the Linears of decoder layers and head see, one unquantised layer in memory at a time.
 
 Every layer gets the inputs that the *unquantised* layers before it make, so its statistics, and the shards made from
 them, do not depend on what a plan chose for other layers.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +16,7 @@ from hetero_infer.checkpoint.text import CalibrationWindows
 from hetero_infer.models import KVCache, MicroBatch, layers_of
 from hetero_infer.models.micro_batch import pad_rows
 from hetero_infer.spec import Phase
+from hetero_infer.spec.model import Layer
 
 ROWS_AT_ONCE = 2048  # of the windows that one forward pass works on
 
@@ -31,15 +32,16 @@ class InputStatistics:
 
 @dataclass(frozen=True, eq=False)
 class CalibratedLayer:
-    """Decoder layer `index`, unquantised, with the statistics of each of its Linears by name."""
+    """A decoder layer or the head, unquantised, with the statistics of each of its Linears by name."""
 
-    index: int
+    index: Layer
     module: nn.Module
     statistics: Mapping[str, InputStatistics]
 
 
 def calibrate(folder: ModelFolder, windows: CalibrationWindows, num_layers: int) -> Iterator[CalibratedLayer]:
-    """The first `num_layers` decoder layers, in order. Held at once: one layer and the hidden states of all windows."""
+    """The first `num_layers` decoder layers, in order, and the head if it is one more than there are. Held at once: one
+    layer and the hidden states of all windows."""
     spec = folder.spec
     num_windows, tokens = windows.token_ids.shape
     windows_at_once = max(1, ROWS_AT_ONCE // tokens)
@@ -59,13 +61,25 @@ def calibrate(folder: ModelFolder, windows: CalibrationWindows, num_layers: int)
     for index, definition in enumerate(layers_of(spec)[1:-1][:num_layers]):
         layer = load_layer(folder, 1 + index)
         cache = KVCache([index], windows_at_once, tokens, spec.num_key_value_heads, spec.head_dim)
-        watch = _InputWatch(layer, definition.linears)
+        watch = _InputWatch(layer, definition.matrices)
         with torch.no_grad():
             for number, batch in enumerate(batches):
                 hidden[number] = layer(hidden[number], batch, cache)
                 watch.count(batch.live_rows)
         watch.remove()
         yield CalibratedLayer(index, layer, watch.statistics())
+    if num_layers > spec.num_hidden_layers:
+        yield _calibrated_head(folder, hidden, [batch.live_rows for batch in batches])
+
+
+def _calibrated_head(folder: ModelFolder, hidden: Sequence[torch.Tensor], live_rows: Sequence[int]) -> CalibratedLayer:
+    """Without its product, which nobody needs: logits of all windows would take more memory than all else."""
+    head = load_layer(folder, folder.spec.num_layers - 1)
+    moments = _Moments(folder.spec.embedding_size)
+    with torch.no_grad():
+        for rows, live in zip(hidden, live_rows, strict=True):
+            moments.add(head.features(rows)[:live].float())
+    return CalibratedLayer("head", head, {"lm_head": moments.statistics()})
 
 
 class _InputWatch:

@@ -25,19 +25,18 @@ def load_layer(
 ) -> nn.Module:
     """Layer `position` of `[embedding, decoder 0, …, decoder L-1, head]`, ready to run.
 
-    16-bit weights, norms and biases come from the model folder, cast to `dtype`; the buffers of the quantised Linears
+    16-bit weights, norms and biases come from the model folder, cast to `dtype`; the buffers of what is quantised
     come from `shards` as they are. Tensors are read one at a time, so no more than one is held twice.
     """
     definition = layers_of(folder.spec)[position]
-    if choice.is_quantised and not definition.linears:
-        raise InputError(f"{definition.name} at {choice}: only decoder layers can be quantised; give it 16 bits")
     with torch.device("meta"):
         module = definition.build(choice)
     weights = {}
     if choice.is_quantised:
         if shards is None:
             raise InputError(f"{definition.name} at {choice}: quantised weights are in a checkpoint folder; name one")
-        weights = {name: tensor.to(device) for name, tensor in shards.read(position - 1, choice).items()}
+        packed = shards.read(folder.spec.layer_at(position), choice)
+        weights = {name: tensor.to(device) for name, tensor in packed.items()}
     for parameter in module.state_dict().keys() - weights.keys():
         weights[parameter] = folder.tensor(definition.tensor(parameter), dtype, device)
     try:

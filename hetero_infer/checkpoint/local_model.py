@@ -11,6 +11,7 @@ from hetero_infer.checkpoint.model_folder import ModelFolder
 from hetero_infer.checkpoint.shards import ShardStore
 from hetero_infer.models import KVCache, MicroBatch
 from hetero_infer.models.micro_batch import pad_rows
+from hetero_infer.quant.ends import QuantEmbedding
 from hetero_infer.quant.linear import QuantLinear
 from hetero_infer.spec import UNQUANTISED, Choice, InputError, ModelSpec, Phase
 
@@ -20,18 +21,19 @@ def single_process_model(
     decoder_choices: Sequence[Choice] | None = None,
     shards: ShardStore | None = None,
     dequantised: bool = False,
+    ends: tuple[Choice, Choice] = (UNQUANTISED, UNQUANTISED),
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
 ) -> "LocalModel":
-    """The model under one choice per decoder layer, unquantised without any.
+    """The model under one choice per decoder layer, unquantised without any; `ends` are embedding and head.
 
-    `dequantised` puts plain Linears with the same weights in place of the quantised ones.
+    `dequantised` puts plain Linears and tables with the same weights in place of the quantised ones.
     """
     spec = folder.spec
     decoder_choices = decoder_choices or [UNQUANTISED] * spec.num_hidden_layers
     if len(decoder_choices) != spec.num_hidden_layers:
         raise InputError(f"model {folder.path}: {spec.num_hidden_layers} layers, {len(decoder_choices)} choices")
-    choices = [UNQUANTISED, *decoder_choices, UNQUANTISED]
+    choices = [ends[0], *decoder_choices, ends[1]]
     layers = [load_layer(folder, position, choice, shards, dtype, device) for position, choice in enumerate(choices)]
     if dequantised:
         for layer in layers:
@@ -104,7 +106,9 @@ class LocalModel:
 
 def _dequantise(module: nn.Module, dtype: torch.dtype) -> None:
     for name, child in module.named_children():
-        if isinstance(child, QuantLinear):
+        if isinstance(child, QuantEmbedding):
+            setattr(module, name, nn.Embedding.from_pretrained(child.dequantised(dtype).t()))
+        elif isinstance(child, QuantLinear):
             linear = nn.Linear(child.in_features, child.out_features, child.bias is not None, device="meta")
             # A view, so that both multiply the same memory layout and the results can be compared bit by bit.
             linear.weight = nn.Parameter(child.dequantised(dtype).t(), requires_grad=False)

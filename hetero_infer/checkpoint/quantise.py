@@ -1,43 +1,56 @@
 """The quantise step: make the shards that are missing, and only those."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from torch import nn
+import torch
 from tqdm import tqdm
 
 from hetero_infer.checkpoint.calibration import CalibratedLayer, calibrate
+from hetero_infer.checkpoint.loading import load_layer
 from hetero_infer.checkpoint.model_folder import ModelFolder
 from hetero_infer.checkpoint.shards import Recipe, ShardStore
 from hetero_infer.checkpoint.text import CalibrationWindows
 from hetero_infer.quant.gptq_options import DAMPING, SYMMETRIC
+from hetero_infer.quant.round_to_nearest import pack_nearest
 from hetero_infer.spec import Choice
+from hetero_infer.spec.model import Layer
+
+ROWS_AT_ONCE = 2**15  # of a weight: a multiple of 32, so that blocks have whole words of zeros
 
 
 def quantise_layers(
     folder: ModelFolder,
-    wanted: Iterable[tuple[int, Choice]],
+    wanted: Iterable[tuple[Layer, Choice]],
     windows: CalibrationWindows,
     checkpoint: Path,
     progress: bool = False,
 ) -> ShardStore:
-    """See to it that `checkpoint` has a shard for every wanted `(decoder layer, choice)` below 16 bits.
+    """See to it that `checkpoint` has a shard for every wanted `(layer, choice)` below 16 bits.
 
     One pass over the unquantised model up to the last layer that lacks a shard, none if all are there. A shard is
-    written as soon as it is made, so that work which is cut off goes on where it stood.
+    written as soon as it is made, so that work which is cut off goes on where it stood. GPTQ makes decoder layers and
+    head; the embedding is rounded to nearest, because it multiplies nothing whose error other weights could make up.
     """
     shards = ShardStore(checkpoint, Recipe(folder.digest, windows.digest, DAMPING, SYMMETRIC))
     quantised = {(layer, choice) for layer, choice in wanted if choice.is_quantised}
-    missing = sorted((layer, choice) for layer, choice in quantised if not shards.has(layer, choice))
+    missing = [(layer, choice) for layer, choice in sorted(quantised, key=str) if not shards.has(layer, choice)]
     if missing:
-        last_layer = missing[-1][0]
+        last = max(folder.spec.position_of(layer) for layer, _ in missing)
         with tqdm(total=len(missing), desc="quantise", unit="layer", disable=None if progress else True) as bar:
-            for layer in calibrate(folder, windows, last_layer + 1):
-                for choice in [choice for index, choice in missing if index == layer.index]:
+            for choice in _choices_of("embedding", missing):
+                _round_embedding(folder, choice, shards)
+                bar.update()
+            for layer in calibrate(folder, windows, last) if last else ():
+                for choice in _choices_of(layer.index, missing):
                     _quantise(layer, choice, shards)
                     bar.update()
     shards.write_recipe()
     return shards
+
+
+def _choices_of(wanted: Layer, layers: Iterable[tuple[Layer, Choice]]) -> list[Choice]:
+    return [choice for layer, choice in layers if layer == wanted]
 
 
 def _quantise(layer: CalibratedLayer, choice: Choice, shards: ShardStore) -> None:
@@ -45,8 +58,21 @@ def _quantise(layer: CalibratedLayer, choice: Choice, shards: ShardStore) -> Non
 
     tensors = {}
     for name, statistics in layer.statistics.items():
-        linear = layer.module.get_submodule(name)
-        assert isinstance(linear, nn.Linear)
-        for buffer, tensor in quantise_linear(linear.weight, statistics.hessian, choice).items():
-            tensors[f"{name}.{buffer}"] = tensor
+        weight, hessian = layer.module.get_submodule(name).weight, statistics.hessian
+        packed = _in_blocks(weight, lambda rows, hessian=hessian: quantise_linear(rows, hessian, choice))
+        tensors |= {f"{name}.{buffer}": tensor for buffer, tensor in packed.items()}
     shards.write(layer.index, choice, tensors)
+
+
+def _round_embedding(folder: ModelFolder, choice: Choice, shards: ShardStore) -> None:
+    packed = _in_blocks(load_layer(folder, 0).embed_tokens.weight, lambda rows: pack_nearest(rows, choice))
+    shards.write("embedding", choice, {f"embed_tokens.{buffer}": tensor for buffer, tensor in packed.items()})
+
+
+def _in_blocks(
+    weight: torch.Tensor, pack: Callable[[torch.Tensor], dict[str, torch.Tensor]]
+) -> dict[str, torch.Tensor]:
+    """Rows are quantised independently of each other: with many, as a vocabulary has, some at a time save memory."""
+    parts = [pack(rows) for rows in weight.split(ROWS_AT_ONCE)]
+    outputs = {name: torch.cat([part[name] for part in parts], 1) for name in ("qweight", "qzeros", "scales")}
+    return {**outputs, "g_idx": parts[0]["g_idx"]}

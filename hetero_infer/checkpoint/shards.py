@@ -1,4 +1,4 @@
-"""`ShardStore`: quantised decoder layers on disk, one safetensors file per layer, choice and all it depends on.
+"""`ShardStore`: quantised layers on disk, one safetensors file per layer, choice and all it depends on.
 
 A shard is named by a digest of all that its content depends on, so a shard of the right name is right, whichever plan
 asked for it. Its header says the same in words and gives the SHA-256 of its tensors; `manifest.json` repeats the
@@ -23,6 +23,7 @@ from safetensors.torch import save
 
 from hetero_infer.spec import Choice, InputError
 from hetero_infer.spec.files import digest_of, read_json, write_atomically
+from hetero_infer.spec.model import Layer
 
 FORMAT = 2
 HEADER = "hetero_infer"  # one metadata entry only: safetensors writes several in any order
@@ -40,7 +41,7 @@ class Recipe:
 
 
 class ShardStore:
-    """The shards of one recipe in the checkpoint folder `path`, which may hold others too. Layers are decoder ones."""
+    """The shards of one recipe in the checkpoint folder `path`, which may hold others too."""
 
     def __init__(self, path: Path, recipe: Recipe) -> None:
         self.path = path
@@ -58,23 +59,25 @@ class ShardStore:
         except TypeError as error:
             raise InputError(f"checkpoint recipe {recipe_path}: {error}; delete it and quantise again") from error
 
-    def file_of(self, layer: int, choice: Choice) -> Path:
-        return self.path / f"layer{layer:03}-{choice}-{digest_of(self._key(layer, choice))}.safetensors"
+    def file_of(self, layer: Layer, choice: Choice) -> Path:
+        stem = f"layer{layer:03}" if isinstance(layer, int) else layer
+        return self.path / f"{stem}-{choice}-{digest_of(self._key(layer, choice))}.safetensors"
 
-    def has(self, layer: int, choice: Choice) -> bool:
+    def has(self, layer: Layer, choice: Choice) -> bool:
         return self.file_of(layer, choice).exists()
 
-    def write(self, layer: int, choice: Choice, tensors: Mapping[str, torch.Tensor]) -> None:
+    def write(self, layer: Layer, choice: Choice, tensors: Mapping[str, torch.Tensor]) -> None:
         """`tensors` are named `<linear>.<buffer>`, like `mlp.up_proj.qweight`."""
         header = {**self._key(layer, choice), "sha256": _sha256(tensors)}
         write_atomically(self.file_of(layer, choice), save(dict(tensors), {HEADER: json.dumps(header, sort_keys=True)}))
         self._write_manifest()
 
-    def read(self, layer: int, choice: Choice) -> dict[str, torch.Tensor]:
+    def read(self, layer: Layer, choice: Choice) -> dict[str, torch.Tensor]:
         """Copies, tensor by tensor: nothing keeps the file mapped."""
         path = self.file_of(layer, choice)
         if not path.exists():
-            raise InputError(f"checkpoint {self.path}: layer {layer} at {choice} is not there; quantise it first")
+            name = f"layer {layer}" if isinstance(layer, int) else layer
+            raise InputError(f"checkpoint {self.path}: {name} at {choice} is not there; quantise it first")
         try:
             with safe_open(path, "pt") as shard:
                 tensors = {name: shard.get_tensor(name).clone() for name in shard.keys()}  # noqa: SIM118 (no mapping)
@@ -90,12 +93,12 @@ class ShardStore:
         content = {"format": FORMAT, **asdict(self.recipe)}
         write_atomically(_recipe_path(self.path, self.recipe.model), json.dumps(content, indent=1) + "\n")
 
-    def _key(self, layer: int, choice: Choice) -> dict[str, Any]:
+    def _key(self, layer: Layer, choice: Choice) -> dict[str, Any]:
         return {"format": FORMAT, "layer": layer, "choice": choice.to_json(), "depends_on": asdict(self.recipe)}
 
     def _write_manifest(self) -> None:
         shards: dict[str, Any] = {}
-        for path in sorted(self.path.glob("layer*.safetensors")):
+        for path in sorted(self.path.glob("*.safetensors")):
             try:
                 with safe_open(path, "pt") as shard:
                     shards[path.name] = json.loads(shard.metadata()[HEADER])

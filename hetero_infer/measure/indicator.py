@@ -1,4 +1,4 @@
-"""The indicator ω[layer, choice]: how much loss a choice for one decoder layer is expected to cost.
+"""The indicator ω[layer, choice]: how much loss a choice for one layer is expected to cost.
 
 Shape, from LLM-PQ (arXiv 2403.01136): rounding the weights of a Linear to nearest adds noise of variance
 `D · s_w(b)² · Var[X]/4` to each output, with D the input features, s_w(b) the step size at b bits and X the
@@ -7,24 +7,25 @@ a layer's value is the sum over its Linears.
 
 Scale: that variance has no unit a user could state a limit in. So for each choice all decoder layers are rounded to
 nearest at once, the loss increase on the calibration windows is measured, and the layers' values are scaled to sum to
-it: nats per token. GPTQ rounds better than that, so the table tends to be too high. It is an expectation all the same:
-that losses of layers add up, and that other text behaves like the calibration text, is assumed and not proven.
+it: nats per token. Embedding and head are a layer each, of which a scale leaves no shape: their value is the loss
+increase itself, with that end alone rounded to nearest. GPTQ rounds better than that, so the table tends to be too
+high, but for the embedding, which is rounded to nearest when it runs, too. It is an expectation all the same: that
+losses of layers add up, and that other text behaves like the calibration text, is assumed and not proven.
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
-from torch import nn
 
 from hetero_infer.checkpoint.calibration import CalibratedLayer, calibrate
-from hetero_infer.checkpoint.local_model import LocalModel, single_process_model
+from hetero_infer.checkpoint.local_model import single_process_model
 from hetero_infer.checkpoint.model_folder import ModelFolder
 from hetero_infer.checkpoint.text import CalibrationWindows
 from hetero_infer.measure.perplexity import mean_loss
-from hetero_infer.measure.round_to_nearest import round_to_nearest, step_sizes
 from hetero_infer.models import layers_of
-from hetero_infer.spec import Choice, InputError, SensitivityTable
+from hetero_infer.quant.round_to_nearest import round_to_nearest, step_sizes
+from hetero_infer.spec import UNQUANTISED, Choice, InputError, SensitivityTable
 
 METHODS = ("variance",)
 PROBE_WINDOWS = 8
@@ -32,16 +33,23 @@ SMALLEST_INCREASE = 1e-6  # nats per token: no choice below 16 bits is taken to 
 
 
 def measure_sensitivity(
-    folder: ModelFolder, choices: Sequence[Choice], windows: CalibrationWindows, method: str = "variance"
+    folder: ModelFolder,
+    choices: Sequence[Choice],
+    windows: CalibrationWindows,
+    method: str = "variance",
+    *,
+    embedding_choices: Sequence[Choice] = (UNQUANTISED,),
+    head_choices: Sequence[Choice] = (UNQUANTISED,),
 ) -> SensitivityTable:
-    """ω of every decoder layer and choice, in nats per token. The probes hold the whole model in memory."""
+    """ω of every layer and choice, in nats per token. The probes hold the whole model in memory."""
     if method not in METHODS:
         raise InputError(f"sensitivity method {method!r}: this version has {', '.join(METHODS)}")
     shapes = [
         [added_variance(layer, choice) if choice.is_quantised else 0.0 for choice in choices]
         for layer in calibrate(folder, windows, folder.spec.num_hidden_layers)
     ]
-    increases = probe_increases(folder, choices, windows.token_ids[:PROBE_WINDOWS])
+    probe = windows.token_ids[:PROBE_WINDOWS]
+    increases = probe_increases(folder, choices, probe, range(1, folder.spec.num_layers - 1))
     totals = [sum(column) for column in zip(*shapes, strict=True)]
     scales = [
         max(increase, SMALLEST_INCREASE) / total if total else 0.0
@@ -55,6 +63,8 @@ def measure_sensitivity(
         unit="nats per token",
         choices=tuple(choices),
         omega=tuple(_never_better_with_fewer_bits(row, choices) for row in omega),
+        embedding=_end_omega(folder, embedding_choices, probe, 0),
+        head=_end_omega(folder, head_choices, probe, folder.spec.num_layers - 1),
     )
 
 
@@ -68,29 +78,39 @@ def added_variance(layer: CalibratedLayer, choice: Choice) -> float:
     return total
 
 
-def probe_increases(folder: ModelFolder, choices: Sequence[Choice], windows: torch.Tensor) -> list[float]:
-    """Loss increase in nats per token with all decoder layers rounded to nearest, for each choice; 0 at 16 bits."""
+def _end_omega(
+    folder: ModelFolder, choices: Sequence[Choice], probe: torch.Tensor, position: int
+) -> dict[Choice, float]:
+    increases = [0.0] * len(choices)
+    if any(choice.is_quantised for choice in choices):
+        found = probe_increases(folder, choices, probe, [position])
+        increases = [
+            max(value, SMALLEST_INCREASE) * choice.is_quantised for value, choice in zip(found, choices, strict=True)
+        ]
+    return dict(zip(choices, _never_better_with_fewer_bits(increases, choices), strict=True))
+
+
+def probe_increases(
+    folder: ModelFolder, choices: Sequence[Choice], windows: torch.Tensor, positions: Iterable[int]
+) -> list[float]:
+    """Loss increase in nats per token with the layers at these places of the pipeline rounded to nearest, for each
+    choice; 0 at 16 bits."""
     model = single_process_model(folder)
     loss = mean_loss(model, windows)
-    linears = _decoder_linears(model)
-    originals = [linear.weight.data for linear in linears]
+    definitions = layers_of(model.spec)
+    rounded = [
+        model.layers[position].get_submodule(name) for position in positions for name in definitions[position].matrices
+    ]
+    originals = [part.weight.data for part in rounded]
     increases = []
     for choice in choices:
         if not choice.is_quantised:
             increases.append(0.0)
             continue
-        for linear, original in zip(linears, originals, strict=True):
-            linear.weight.data = round_to_nearest(original, choice)
+        for part, original in zip(rounded, originals, strict=True):
+            part.weight.data = round_to_nearest(original, choice)
         increases.append(mean_loss(model, windows) - loss)
     return increases
-
-
-def _decoder_linears(model: LocalModel) -> list[nn.Linear]:
-    return [
-        layer.get_submodule(name)
-        for layer, definition in zip(model.layers, layers_of(model.spec), strict=True)
-        for name in definition.linears
-    ]
 
 
 def _never_better_with_fewer_bits(row: Sequence[float], choices: Sequence[Choice]) -> tuple[float, ...]:

@@ -73,8 +73,11 @@ def measure_layers(
     neighbours: int = 0,
     slot: int | None = None,
     progress: bool = False,
+    *,
+    embedding_choices: Sequence[Choice] = (UNQUANTISED,),
+    head_choices: Sequence[Choice] = (UNQUANTISED,),
 ) -> ProfileTable:
-    """Time a decoder layer under each choice, the embedding and the head, over the grid of `workload`.
+    """Time a decoder layer, the embedding and the head, each under each of its choices, over the grid of `workload`.
 
     `device_type` is a `Device.timed_as`, `slot` which CUDA device of this host, if it is known. `neighbours` is how
     many other devices of this CPU work at the same time when the plan runs. The header says how well every second point
@@ -88,7 +91,8 @@ def measure_layers(
             choice: [random_layer(spec, 1 + copy, choice, dtype, device) for copy in range(num_copies)]
             for choice in choices
         }
-        embedding, head = (random_layer(spec, position, UNQUANTISED, dtype, device) for position in (0, -1))
+        embeddings = {choice: random_layer(spec, 0, choice, dtype, device) for choice in embedding_choices}
+        heads = {choice: random_layer(spec, -1, choice, dtype, device) for choice in head_choices}
         cache = KVCache(
             range(num_copies),
             workload.batch_size,
@@ -108,8 +112,10 @@ def measure_layers(
                 (point, model_name, choice): [_pass(layer, hidden, batch, cache) for layer in stack]
                 for choice, stack in stacks.items()
             }
-            ways[point, f"{model_name}#{EMBEDDING}", UNQUANTISED] = [_pass(embedding, token_ids, batch, cache)]
-            ways[point, f"{model_name}#{HEAD}", UNQUANTISED] = [_greedy_pass(head, hidden, batch, cache)]
+            for choice, embedding in embeddings.items():
+                ways[point, f"{model_name}#{EMBEDDING}", choice] = [_pass(embedding, token_ids, batch, cache)]
+            for choice, head in heads.items():
+                ways[point, f"{model_name}#{HEAD}", choice] = [_greedy_pass(head, hidden, batch, cache)]
             for key, seconds in zip(ways, _seconds_in_turns(list(ways.values()), device), strict=True):
                 samples[key] += seconds
     rows = [

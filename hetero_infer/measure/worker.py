@@ -1,8 +1,8 @@
 """The measuring worker: one process per slot. Started by a supervisor, which it obeys over its channel.
 
-python -m hetero_infer.measure.worker --plan devices.json --config run.toml --stage 0
+python -m hetero_infer.measure.worker --plan devices.json --config run.toml --device localhost:0
 
-In: the cluster's devices by rank, and its own rank as `--stage`. Out: a `measured` event for each link and each device
+In: the cluster's devices by rank, and its own. Out: a `measured` event for each link and each device
 type that it measured. One measurement runs at a time, so that none disturbs another.
 """
 
@@ -34,11 +34,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Measures one slot of a cluster; a supervisor starts it.")
     parser.add_argument("--plan", type=Path, required=True)
     parser.add_argument("--config", type=Path, required=True)
-    parser.add_argument("--stage", type=int, required=True)
+    parser.add_argument("--device", required=True)
     args = parser.parse_args()
     devices = tuple(map(device_from_json, json.loads(read_text(args.plan, "devices"))))
+    rank = [device.name for device in devices].index(args.device)
     try:
-        _work(channel, Survey(devices), RunConfig.load(args.config), args.stage)
+        _work(channel, Survey(devices), RunConfig.load(args.config), rank)
     except Exception as error:
         if not isinstance(error, HeteroInferError):
             traceback.print_exc()
@@ -80,6 +81,8 @@ def _work(channel: WorkerChannel, survey: Survey, config: RunConfig, rank: int) 
                     cpu_neighbours(survey.devices, timed_as, os.cpu_count() or 1),
                     own.slot,
                     progress=True,
+                    embedding_choices=config.embedding_choices,
+                    head_choices=config.head_choices,
                 )
                 rows = [row_to_json(row) for row in profile.rows]
                 channel.send({"event": "measured", "device": timed_as, "rows": rows, "header": dict(profile.header)})

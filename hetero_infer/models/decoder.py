@@ -10,6 +10,7 @@ from hetero_infer.models.attention import alibi_slopes, attend
 from hetero_infer.models.kv_cache import KVCache
 from hetero_infer.models.micro_batch import MicroBatch
 from hetero_infer.models.rotary import rotary_table, rotate
+from hetero_infer.quant.ends import embedding_for, empty_table, head_for
 from hetero_infer.quant.linear import linear_for
 from hetero_infer.spec import Choice, ModelSpec
 from hetero_infer.spec.model import Alibi, Rope
@@ -24,20 +25,20 @@ ACTIVATIONS = {
 
 
 class Embedding(nn.Module):
-    def __init__(self, spec: ModelSpec) -> None:
+    def __init__(self, spec: ModelSpec, choice: Choice) -> None:
         super().__init__()
-        self.embed_tokens = _table(spec.vocab_size, spec.embedding_size)
+        self.embed_tokens = embedding_for(choice, spec)
         if spec.has("project_in"):
             self.project_in = nn.Linear(spec.embedding_size, spec.hidden_size, bias=False)
         if spec.has("embed_positions"):
-            self.embed_positions = _table(spec.num_positions, spec.hidden_size)
+            self.embed_positions = empty_table(spec.num_positions, spec.hidden_size)
             self.offset = spec.positions.offset
         if spec.has("embed_norm"):
             self.embed_norm = norm_for(spec, spec.hidden_size)
         self.has = spec.has
 
     def forward(self, token_ids: torch.Tensor, batch: MicroBatch, cache: KVCache) -> torch.Tensor:
-        hidden = self.embed_tokens(token_ids)
+        hidden = self.embed_tokens(token_ids).to(cache.dtype)
         if self.has("project_in"):
             hidden = self.project_in(hidden)
         if self.has("embed_positions"):
@@ -66,21 +67,23 @@ class DecoderLayer(nn.Module):
 
 
 class Head(nn.Module):
-    def __init__(self, spec: ModelSpec) -> None:
+    def __init__(self, spec: ModelSpec, choice: Choice) -> None:
         super().__init__()
         if spec.has("norm"):
             self.norm = norm_for(spec, spec.hidden_size)
         if spec.has("project_out"):
             self.project_out = nn.Linear(spec.hidden_size, spec.embedding_size, bias=False)
-        self.lm_head = nn.Linear(spec.embedding_size, spec.vocab_size, bias=False)
+        self.lm_head = head_for(choice, spec)
         self.has = spec.has
 
     def forward(self, hidden: torch.Tensor, batch: MicroBatch, cache: KVCache) -> torch.Tensor:
+        return self.lm_head(self.features(hidden))
+
+    def features(self, hidden: torch.Tensor) -> torch.Tensor:
+        """What `lm_head` multiplies."""
         if self.has("norm"):
             hidden = self.norm(hidden)
-        if self.has("project_out"):
-            hidden = self.project_out(hidden)
-        return self.lm_head(hidden)
+        return self.project_out(hidden) if self.has("project_out") else hidden
 
 
 class Attention(nn.Module):
@@ -137,11 +140,6 @@ class MLP(nn.Module):
         if self.is_gated:
             return self.down_proj(self.activation(self.gate_proj(x)) * self.up_proj(x))
         return self.down_proj(self.activation(self.up_proj(x)))
-
-
-def _table(rows: int, size: int) -> nn.Embedding:
-    """Without initial values: drawing them on the meta device makes torch import its compiler, which is 70 MiB."""
-    return nn.Embedding.from_pretrained(torch.empty(rows, size))
 
 
 class RMSNorm(nn.Module):

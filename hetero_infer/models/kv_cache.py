@@ -8,7 +8,10 @@ from hetero_infer.spec.workload import round_up_to_block
 
 
 class KVCache:
-    """`keys[layer]` and `values[layer]` are `[num_slots, num_key_value_heads, max_tokens, head_dim]`."""
+    """`keys[layer]` and `values[layer]` are `[num_slots, num_key_value_heads, max_tokens, head_dim]`.
+
+    `dtype` is also what the layers compute in.
+    """
 
     def __init__(
         self,
@@ -21,6 +24,7 @@ class KVCache:
         device: torch.device | str = "cpu",
     ) -> None:
         self.num_slots = num_slots
+        self.dtype = dtype
         self.max_tokens = round_up_to_block(max_tokens)
         shape = (num_slots, num_key_value_heads, self.max_tokens, head_dim)
         self.keys = {layer: torch.zeros(shape, dtype=dtype, device=device) for layer in layers}

@@ -14,7 +14,7 @@ class LayerDefinition:
     """One layer of `[embedding, decoder 0, …, decoder L-1, head]`.
 
     `build(choice)` gives the module without weights; `stems` maps each of its parts to the stem of the part's tensors
-    in the model folder; `linears` names the Linears that a choice below 16 bits replaces. Every module is called as
+    in the model folder; `matrices` names the parts that a choice below 16 bits replaces. Every module is called as
     `layer(hidden, batch, cache)`: `[rows, hidden_size]` to the same, except that the embedding takes token ids `[rows]`
     and the head gives logits `[rows, vocab_size]` for the rows it is given.
     """
@@ -22,7 +22,7 @@ class LayerDefinition:
     name: str
     build: Callable[[Choice], nn.Module]
     stems: Mapping[str, str]
-    linears: tuple[str, ...] = ()
+    matrices: tuple[str, ...]
 
     def tensor(self, parameter: str) -> str:
         """The name in the model folder of ``"self_attn.q_proj.weight"``."""
@@ -35,9 +35,9 @@ def layers_of(spec: ModelSpec) -> list[LayerDefinition]:
     if spec.tie_word_embeddings:
         head["lm_head"] = spec.tensors["embed_tokens"]
     return [
-        LayerDefinition("embedding", lambda _: Embedding(spec), spec.tensors),
+        LayerDefinition("embedding", lambda choice: Embedding(spec, choice), spec.tensors, ("embed_tokens",)),
         *(_decoder(spec, index) for index in range(spec.num_hidden_layers)),
-        LayerDefinition("head", lambda _: Head(spec), head),
+        LayerDefinition("head", lambda choice: Head(spec, choice), head, ("lm_head",)),
     ]
 
 

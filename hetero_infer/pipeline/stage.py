@@ -9,7 +9,7 @@ from hetero_infer.pipeline.device import Runtime
 from hetero_infer.pipeline.engine import HeteroPipelineEngine
 from hetero_infer.pipeline.message import MessageFormat
 from hetero_infer.pipeline.module import PlannedLayer, PlannedPipelineModule
-from hetero_infer.spec import InfeasibleError, Phase, Plan
+from hetero_infer.spec import UNQUANTISED, InfeasibleError, Phase, Plan
 
 MIB = 2**20
 
@@ -28,7 +28,7 @@ def build_engine(
         return PlannedLayer(lambda: load_layer(folder, position, choice, shards, runtime.dtype, runtime.device))
 
     module = PlannedPipelineModule([planned(position) for position in range(spec.num_layers)], plan.bounds)
-    if len(plan.stages) == 1 and spec.tie_word_embeddings:
+    if len(plan.stages) == 1 and spec.tie_word_embeddings and plan.embedding_choice == plan.head_choice == UNQUANTISED:
         module.forward_funcs[-1].lm_head.weight = module.forward_funcs[0].embed_tokens.weight
     cache = KVCache(
         plan.decoder_range(stage),

@@ -1,6 +1,6 @@
 """The worker: one process, one stage. Started by a supervisor, which it obeys over its channel (docs/supervisor.md).
 
-python -m hetero_infer.pipeline.worker --plan plan.json --config run.toml --stage 0
+python -m hetero_infer.pipeline.worker --plan plan.json --config run.toml --device localhost:0
 """
 
 import argparse
@@ -10,7 +10,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from hetero_infer.spec import HeteroInferError, Plan, RunConfig
+from hetero_infer.spec import Fleet, HeteroInferError, Plan, RunConfig
 from hetero_infer.spec.sampling import Sampling
 from hetero_infer.supervisor.channel import WorkerChannel
 
@@ -22,10 +22,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="One stage of a pipeline; a supervisor starts it.")
     parser.add_argument("--plan", type=Path, required=True)
     parser.add_argument("--config", type=Path, required=True)
-    parser.add_argument("--stage", type=int, required=True)
+    parser.add_argument("--device", required=True, help="whose stage it is")
     args = parser.parse_args()
     try:
-        _work(channel, Plan.load(args.plan), RunConfig.load(args.config), args.stage)
+        _work(channel, *Fleet.load(args.plan).stage_on(args.device), RunConfig.load(args.config))
     except Exception as error:
         is_second_hand = any(words in str(error) for words in NEIGHBOUR_LEFT)  # supervisors say who left, and why
         if not isinstance(error, HeteroInferError) and not is_second_hand:
@@ -35,7 +35,7 @@ def main() -> int:
     return 0
 
 
-def _work(channel: WorkerChannel, plan: Plan, config: RunConfig, stage: int) -> None:
+def _work(channel: WorkerChannel, plan: Plan, stage: int, config: RunConfig) -> None:
     from hetero_infer.pipeline.device import PeakMemory, join_process_group
 
     runtime = join_process_group(plan.device_of(stage))

@@ -22,6 +22,7 @@ from hetero_infer.spec.workload import Phase
 PREFILL, DECODE = Phase.PREFILL, Phase.DECODE
 SPLITTING_SHARE = 0.25  # of what a bound lacks: where the floors explain less, splitting them helps no more
 MOST_LABELS = 100_000  # of an enumeration
+clock_s = time.monotonic
 TIE = 1e-11  # a plan that is faster by less than this share is not looked for
 
 
@@ -84,7 +85,7 @@ class BranchAndBound:
         """Until the gap is reached or the deadline, on the monotonic clock, has come."""
         found = self.found
         self._open_pairs()
-        while self._heap and time.monotonic() < deadline_s:
+        while self._heap and clock_s() < deadline_s:
             opened = heapq.heappop(self._heap)
             if opened.bound_s >= self._cut_s:
                 self._close(opened.bound_s)

@@ -7,7 +7,6 @@ Desrochers and Soumis 1988, with Lagrangian completion bounds). In: a relaxed no
 the search came to its end.
 """
 
-import math
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass

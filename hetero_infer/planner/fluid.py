@@ -87,7 +87,7 @@ def fluid_bound_s(
     )
     if result.status == INFEASIBLE:
         return math.inf
-    if result.status != OPTIMAL:
+    if result.status != OPTIMAL or result.fun is None:
         return 0.0
     ends_s = sum(objective.passes[phase] * end_s[phase] for phase in Phase)
     return (float(result.fun) * scale_s + ends_s) * (1 - SAFETY)

@@ -56,7 +56,8 @@ class Pipeline:
 
 @dataclass(frozen=True)
 class Node:
-    """No plan between `floors` and `caps`, with as many devices of each class as `uses` says, takes less than `bound_s`.
+    """No plan between `floors` and `caps` that uses as many devices of each class as `uses` allows takes less than
+    `bound_s`.
 
     `dual_s` is the relaxation's own bound, which charges the slowest stations at their floors; `omega_price` and
     `period_share` are the prices that gave it: of a unit of Σω, and the share of the rounds that is charged to the

@@ -42,23 +42,37 @@ class QuantLinear(nn.Module):
         self.register_buffer("g_idx", torch.zeros(in_features, dtype=torch.int32))
         self.bias = nn.Parameter(torch.zeros(out_features), requires_grad=False) if has_bias else None
 
-    def dequantised(self, dtype: torch.dtype) -> torch.Tensor:
-        """The weight, `[in_features, out_features]`."""
+    def dequantised(self, dtype: torch.dtype, outputs: slice | torch.Tensor = slice(None)) -> torch.Tensor:
+        """The weight, `[in_features, out_features]`, or only these columns of it: a slice that starts at a multiple
+        of 32, or indices in any order."""
         bits, group = self.choice.bits, self.g_idx.long()
-        zeros = unpack_codes(self.qzeros.t(), bits, self.out_features).t().add(1).bitwise_and_(2**bits - 1)
-        scales = self.scales.to(dtype)
-        weight = torch.empty(self.in_features, self.out_features, dtype=dtype, device=self.qweight.device)
-        for rows, words in self._blocks():
-            codes = unpack_codes(self.qweight[words], bits, len(weight[rows]))
+        qweight, zeros, scales = self.qweight[:, outputs], self._zeros(outputs), self.scales[:, outputs].to(dtype)
+        weight = torch.empty(self.in_features, qweight.shape[1], dtype=dtype, device=qweight.device)
+        for rows, words in self._blocks(qweight.shape[1]):
+            codes = unpack_codes(qweight[words], bits, len(weight[rows]))
             weight[rows] = codes.sub_(zeros[group[rows]])
             weight[rows].mul_(scales[group[rows]])
         return weight
 
-    def _blocks(self) -> Iterator[tuple[slice, slice]]:
+    def _zeros(self, outputs: slice | torch.Tensor) -> torch.Tensor:
+        """`[groups, outputs]`."""
+        bits = self.choice.bits
+        if isinstance(outputs, slice):
+            start, stop, _ = outputs.indices(self.out_features)
+            words = slice(start * bits // WORD_BITS, pad_to_block(stop) * bits // WORD_BITS)
+            stored = unpack_codes(self.qzeros[:, words].t(), bits, stop - start).t()
+        else:  # of each, the 32 codes that it lies among
+            words = self.qzeros.unflatten(1, (-1, bits))[:, outputs // CODES_PER_BLOCK]
+            codes = unpack_codes(words.flatten(0, 1).t(), bits, CODES_PER_BLOCK)
+            among = (outputs % CODES_PER_BLOCK).repeat(len(words))
+            stored = codes.gather(0, among[None]).view(len(words), len(outputs))
+        return stored.add(1).bitwise_and_(2**bits - 1)
+
+    def _blocks(self, columns: int) -> Iterator[tuple[slice, slice]]:
         """Input features, and the words that hold their codes, of some `BLOCK_WEIGHTS` weights each: what is made on
         the way to a weight stays in the cache and takes little memory."""
         weights = BLOCK_WEIGHTS[self.qweight.device.type]
-        count = max(CODES_PER_BLOCK, weights // self.out_features // CODES_PER_BLOCK * CODES_PER_BLOCK)
+        count = max(CODES_PER_BLOCK, weights // columns // CODES_PER_BLOCK * CODES_PER_BLOCK)
         words = count * self.choice.bits // WORD_BITS
         for block, first in enumerate(range(0, self.in_features, count)):
             yield slice(first, first + count), slice(block * words, (block + 1) * words)

@@ -8,14 +8,14 @@ import asyncio
 import json
 import os
 from collections import deque
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
 from hetero_infer.serving.completion import Completion
 from hetero_infer.serving.endpoint import ENDPOINTS, Endpoint
-from hetero_infer.serving.engine_client import EngineClient, Pipeline
+from hetero_infer.serving.engine_client import EngineClient, Pipeline, Totals
 from hetero_infer.serving.progress import Progress
 from hetero_infer.serving.request import Request, RequestError
 from hetero_infer.serving.served_model import ServedModel
@@ -50,7 +50,7 @@ class BatchLine:
 
 @dataclass(frozen=True)
 class BatchSummary:
-    """Seconds are the engine's, summed over its batches."""
+    """The seconds are those of the replica that was longest at it: they work at the same time."""
 
     requests: int
     failed: int
@@ -58,6 +58,19 @@ class BatchSummary:
     new_tokens: int
     prefill_s: float
     decode_s: float
+    replicas: tuple[Totals, ...]
+
+    @classmethod
+    def of(cls, requests: int, failed: int, replicas: tuple[Totals, ...]) -> "BatchSummary":
+        return cls(
+            requests,
+            failed,
+            prompt_tokens=sum(replica.prompt_tokens for replica in replicas),
+            new_tokens=sum(replica.new_tokens for replica in replicas),
+            prefill_s=max(replica.prefill_s for replica in replicas),
+            decode_s=max(replica.decode_s for replica in replicas),
+            replicas=replicas,
+        )
 
 
 def read_lines(content: bytes, model: ServedModel) -> Iterator[BatchLine]:
@@ -127,11 +140,11 @@ class BatchJob:
         if not os.access(folder, os.W_OK | os.X_OK):
             raise InputError(f"batch output {self._output_path}: the folder {folder} is not there or not writable")
 
-    async def run(self, pipeline: Pipeline) -> None:
+    async def run(self, pipelines: Sequence[Pipeline]) -> None:
         # In a thread: loading, or a long file, must not keep the supervisor from its heartbeats.
-        model = await asyncio.to_thread(ServedModel.load, self._model_folder, pipeline.plan)
+        model = await asyncio.to_thread(ServedModel.load, self._model_folder, pipelines[0].plan)
         lines = await asyncio.to_thread(lambda: list(read_lines(self._content, model)))
-        engine = EngineClient(pipeline, model)
+        engine = EngineClient(pipelines, model)
         generating = asyncio.create_task(engine.run())
         progress = Progress(len(lines))
         try:
@@ -145,7 +158,7 @@ class BatchJob:
             generating.cancel()
         with writing(self._output_path):
             self._part_path.replace(self._output_path)
-        self.summary = BatchSummary(requests=len(lines), failed=failed, **vars(engine.totals))
+        self.summary = BatchSummary.of(len(lines), failed, engine.totals)
 
     async def _answer_all(
         self, lines: list[BatchLine], engine: EngineClient, model: ServedModel, progress: Progress, part: TextIO
@@ -165,7 +178,7 @@ class BatchJob:
 async def _answered_in_order(
     lines: list[BatchLine], engine: EngineClient
 ) -> AsyncIterator[tuple[BatchLine, Completion | None]]:
-    """Keeps the pipeline supplied two batches ahead, and no more in memory than that."""
+    """Keeps the replicas supplied two batches ahead, and no more in memory than that."""
     window: deque[tuple[BatchLine, asyncio.Task[Completion] | None]] = deque()
     remaining = iter(lines)
     try:

@@ -17,7 +17,7 @@ class Completion:
     """`finish_reason` is "stop" after a stop token or a stop string, else "length".
 
     `text` ends before the stop string, `tokens` with the token that completed it. `text_offsets` say of each token
-    where in `text` it begins; `logprobs` is None where nobody asked.
+    where in `text` it begins; `logprobs` is None where nobody asked. `fingerprint` is that of the plan that made it.
     """
 
     prompt_tokens: int
@@ -26,6 +26,7 @@ class Completion:
     text: str = ""
     text_offsets: tuple[int, ...] = ()
     logprobs: tuple[TokenLogprobs, ...] | None = None
+    fingerprint: str = ""
 
 
 def completion_json(completion: Completion, model: ServedModel, completion_id: str) -> dict[str, Any]:
@@ -53,6 +54,7 @@ def _answer(
         "object": kind,
         "created": int(time.time()),
         "model": model.name,
+        "system_fingerprint": completion.fingerprint,
         "choices": [{"index": 0} | choice | end],
         "usage": usage,
     }

@@ -1,4 +1,5 @@
-"""`EngineClient`: many callers, one pipeline. Gathers waiting requests into batches, one in flight at a time.
+"""`EngineClient`: many callers, one pipeline or replicas of it. Gathers waiting requests into batches, one in flight at
+a time on each: whichever replica is free takes the next, up to its share.
 
 In: `complete(request)` from any task. Out: its `Completion`, as soon as its sequence finishes.
 """
@@ -6,6 +7,7 @@ In: `complete(request)` from any task. Out: its `Completion`, as soon as its seq
 import asyncio
 import itertools
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
@@ -34,17 +36,28 @@ class PipelineLost(HeteroInferError):
 
 @dataclass
 class Totals:
-    """Summed over the batches that are done. The seconds are the engine's."""
+    """Of one replica, summed over the batches that are done. The seconds are the engine's."""
 
+    requests: int = 0
     prompt_tokens: int = 0
     new_tokens: int = 0
     prefill_s: float = 0.0
     decode_s: float = 0.0
 
+    def add(self, requests: int, batch_done: dict[str, Any]) -> None:
+        self.requests += requests
+        self.prompt_tokens += batch_done["prompt_tokens"]
+        self.new_tokens += batch_done["new_tokens"]
+        self.prefill_s += batch_done["prefill_s"]
+        self.decode_s += batch_done["decode_s"]
+
 
 class _Sequence:
+    """`fingerprint` is that of the replica it runs on."""
+
     def __init__(self, request: Request, model: ServedModel) -> None:
         self.request = request
+        self.fingerprint = ""
         self.future: asyncio.Future[Completion] = asyncio.get_running_loop().create_future()
         self._transcript = Transcript(model.tokenizer, request.prompt, request.stop)
         self._logprobs: list[TokenLogprobs] | None = None if request.sampling.logprobs is None else []
@@ -75,6 +88,7 @@ class _Sequence:
                 text=said.text,
                 text_offsets=said.offsets,
                 logprobs=None if self._logprobs is None else tuple(self._logprobs),
+                fingerprint=self.fingerprint,
             )
         )
 
@@ -84,15 +98,16 @@ class _Sequence:
 
 
 class EngineClient:
-    def __init__(self, pipeline: Pipeline, model: ServedModel, gather_s: float = GATHER_S) -> None:
-        self.totals = Totals()
-        self._pipeline = pipeline
+    def __init__(self, pipelines: Sequence[Pipeline], model: ServedModel, gather_s: float = GATHER_S) -> None:
+        self.totals = tuple(Totals() for _ in pipelines)
+        self.batch_size = sum(pipeline.plan.workload.batch_size for pipeline in pipelines)
+        self._pipelines = pipelines
         self._model = model
         self._gather_s = gather_s
-        self.batch_size = pipeline.plan.workload.batch_size
         self._ids = itertools.count()
         self._waiting: deque[_Sequence] = deque()
         self._running: dict[int, _Sequence] = {}
+        self._gathering = asyncio.Lock()
         self._arrived = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -115,40 +130,53 @@ class EngineClient:
 
     async def run(self) -> None:
         """Until cancelled; then whoever still waits is told."""
+        feeding = [asyncio.create_task(self._feed(*each)) for each in zip(self._pipelines, self.totals, strict=True)]
         try:
-            while True:
-                await self._generate(await self._gather())
-                if not self._waiting:
-                    self._idle.set()
+            await asyncio.gather(*feeding)
         except Exception as error:
             self._lose(f"the front failed ({error!r})")
             raise
         finally:
+            for task in feeding:
+                task.cancel()
             self._lose("the pipeline stopped before this request was answered")
 
-    async def _gather(self) -> list[_Sequence]:
+    async def _feed(self, pipeline: Pipeline, totals: Totals) -> None:
+        while True:
+            async with self._gathering:
+                batch = await self._gather(pipeline.plan.workload.batch_size)
+                running = {next(self._ids): sequence for sequence in batch}
+                self._running |= running
+            await self._generate(pipeline, running, totals)
+            for number in running:
+                del self._running[number]
+            if not self._waiting and not self._running:
+                self._idle.set()
+
+    async def _gather(self, most: int) -> list[_Sequence]:
         """Whoever waits, once somebody does; a batch that is not full waits a moment for others."""
         self._arrived.clear()
         if not self._waiting:
             await self._arrived.wait()
-        if len(self._waiting) < self.batch_size:
+        if len(self._waiting) < most:
             await asyncio.sleep(self._gather_s)
-        return [self._waiting.popleft() for _ in range(min(len(self._waiting), self.batch_size))]
+        return [self._waiting.popleft() for _ in range(min(len(self._waiting), most))]
 
-    async def _generate(self, batch: list[_Sequence]) -> None:
-        self._running = {next(self._ids): sequence for sequence in batch}
-        requests = [self._message(number, sequence.request) for number, sequence in self._running.items()]
-        self._pipeline.send({"command": "generate", "requests": requests})
+    async def _generate(self, pipeline: Pipeline, batch: dict[int, _Sequence], totals: Totals) -> None:
+        for sequence in batch.values():
+            sequence.fingerprint = pipeline.plan.fingerprint
+        requests = [self._message(number, sequence.request) for number, sequence in batch.items()]
+        pipeline.send({"command": "generate", "requests": requests})
         while True:
-            event = await self._pipeline.receive()
+            event = await pipeline.receive()
             match event["event"]:
                 case "tokens":
-                    if self._running[event["request"]].add(event):
-                        self._pipeline.send({"command": "cancel", "request": event["request"]})
+                    if batch[event["request"]].add(event):
+                        pipeline.send({"command": "cancel", "request": event["request"]})
                 case "finished":
-                    self._running[event["request"]].finish(event["reason"])
+                    batch[event["request"]].finish(event["reason"])
                 case "batch_done":
-                    self._add(event)
+                    totals.add(len(batch), event)
                     return
 
     def _lose(self, reason: str) -> None:
@@ -165,7 +193,3 @@ class EngineClient:
             "sampling": asdict(request.sampling),
             "stop_ids": self._model.stop_ids,
         }
-
-    def _add(self, batch_done: dict[str, Any]) -> None:
-        for name in ("prompt_tokens", "new_tokens", "prefill_s", "decode_s"):
-            setattr(self.totals, name, getattr(self.totals, name) + batch_done[name])

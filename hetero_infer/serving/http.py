@@ -1,11 +1,12 @@
-"""The HTTP front: OpenAI's endpoints over one pipeline. `ServeJob` runs it inside the supervisor of rank 0."""
+"""The HTTP front: OpenAI's endpoints over one pipeline, or replicas of it. `ServeJob` runs it inside the supervisor of
+rank 0."""
 
 import asyncio
 import contextlib
 import socket
 import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import uvicorn
 from starlette.applications import Starlette
@@ -81,10 +82,10 @@ class ServeJob:
                 "choose another host or port under [server] in the config"
             ) from error
 
-    async def run(self, pipeline: Pipeline) -> None:
+    async def run(self, pipelines: Sequence[Pipeline]) -> None:
         # In a thread: loading must not keep the supervisor from its heartbeats.
-        model = await asyncio.to_thread(ServedModel.load, self._config.model, pipeline.plan)
-        engine = EngineClient(pipeline, model)
+        model = await asyncio.to_thread(ServedModel.load, self._config.model, pipelines[0].plan)
+        engine = EngineClient(pipelines, model)
         server = _Server(
             uvicorn.Config(
                 build_app(engine, model),

@@ -4,6 +4,7 @@ from hetero_infer.spec.choice import UNQUANTISED, Choice
 from hetero_infer.spec.cluster import Cluster, Device, Link
 from hetero_infer.spec.config import RunConfig
 from hetero_infer.spec.errors import HeteroInferError, InfeasibleError, InputError
+from hetero_infer.spec.fleet import Fleet
 from hetero_infer.spec.gpu_type import GpuType
 from hetero_infer.spec.links import LinkTable
 from hetero_infer.spec.model import ModelSpec
@@ -17,6 +18,7 @@ __all__ = [
     "Choice",
     "Cluster",
     "Device",
+    "Fleet",
     "GpuType",
     "HeteroInferError",
     "InfeasibleError",

@@ -13,6 +13,7 @@ from hetero_infer.spec.errors import InputError
 
 MOST_LAYERS = 4096
 ZEROS_PER_BLOCK = 32  # of a packed Linear lie in whole words
+Layer = int | Literal["embedding", "head"]  # a decoder layer by its number, or an end
 # A model folder with none of them has no tokenizer.
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -141,6 +142,17 @@ class ModelSpec:
     def num_layers(self) -> int:
         """Of the pipeline: the decoder layers, the embedding and the head."""
         return self.num_hidden_layers + 2
+
+    def layer_at(self, position: int) -> Layer:
+        """In the pipeline."""
+        if position == 0:
+            return "embedding"
+        return "head" if position == self.num_layers - 1 else position - 1
+
+    def position_of(self, layer: Layer) -> int:
+        if isinstance(layer, int):
+            return layer + 1
+        return 0 if layer == "embedding" else self.num_layers - 1
 
     @property
     def linears(self) -> dict[str, Linear]:

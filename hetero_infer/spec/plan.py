@@ -16,7 +16,9 @@ from hetero_infer.spec.workload import Workload
 
 FORMAT = 1
 FIELDS = {"format": int, "model": dict, "cluster": list, "workload": dict, "pipelines": list}
-OPTIONAL_FIELDS = {"estimate": dict, "quality": dict, "solver": dict, "inputs_digest": str, "decided_digest": str}
+OPTIONAL_FIELDS: dict[str, type] = {"inputs_digest": str, "decided_digest": str}
+PIPELINE_FIELDS = {"stages": list, "prefill": dict, "decode": dict}
+PROMISE_FIELDS = {"estimate": dict, "quality": dict, "solver": dict}
 MODEL_FIELDS = {"path": str, "digest": str, "num_hidden_layers": int}
 
 
@@ -159,6 +161,11 @@ class Plan:
         stages = [[stage.device, *map(str, stage.layers)] for stage in self.stages]
         return digest_of({"stages": stages, "sizes": [self.prefill_micro_batch_size, self.decode_micro_batch_size]})
 
+    @property
+    def fingerprint(self) -> str:
+        """Of the model at these bits: pipelines that share it give the same tokens, wherever its layers stand."""
+        return digest_of(self.model["digest"], " ".join(map(str, self.layer_choices)))
+
     def decoder_range(self, stage: int) -> range:
         """Indices of the decoder layers that `stage` runs."""
         start, stop = self.bounds[stage : stage + 2]
@@ -168,7 +175,10 @@ class Plan:
         return next(device for device in self.devices if device.name == self.stages[stage].device)
 
     def to_json(self) -> dict[str, Any]:
-        estimate = self.estimate and {**asdict(self.estimate), "total_s": self.estimate.total_s}
+        return {**self.shared_json(), "pipelines": [self.pipeline_json()], **self.promises_json()}
+
+    def shared_json(self) -> dict[str, Any]:
+        """What a file says once, of however many pipelines."""
         return {
             "format": FORMAT,
             "inputs_digest": self.inputs_digest,
@@ -176,17 +186,21 @@ class Plan:
             "model": dict(self.model),
             "cluster": [device_to_json(device) for device in self.devices],
             "workload": asdict(self.workload),
-            "pipelines": [
-                {
-                    "stages": [
-                        {"device": stage.device, "layers": [choice.to_json() for choice in stage.layers]}
-                        for stage in self.stages
-                    ],
-                    "prefill": _phase_json(self.prefill_micro_batch_size, self.workload.batch_size),
-                    "decode": _phase_json(self.decode_micro_batch_size, self.workload.batch_size),
-                }
+        }
+
+    def pipeline_json(self) -> dict[str, Any]:
+        return {
+            "stages": [
+                {"device": stage.device, "layers": [choice.to_json() for choice in stage.layers]}
+                for stage in self.stages
             ],
-            "estimate": estimate,
+            "prefill": _phase_json(self.prefill_micro_batch_size, self.workload.batch_size),
+            "decode": _phase_json(self.decode_micro_batch_size, self.workload.batch_size),
+        }
+
+    def promises_json(self) -> dict[str, Any]:
+        return {
+            "estimate": self.estimate and {**asdict(self.estimate), "total_s": self.estimate.total_s},
             "quality": self.quality and asdict(self.quality),
             "solver": self.solver and asdict(self.solver),
         }
@@ -194,48 +208,17 @@ class Plan:
     @classmethod
     def from_json(cls, content: Mapping[str, Any], where: str) -> "Plan":
         """`content` as `to_json` makes it, or as a hand left it: everything in it is checked."""
-        content = read_fields(content, FIELDS, where, OPTIONAL_FIELDS)
+        content = read_fields(content, FIELDS, where, OPTIONAL_FIELDS | PROMISE_FIELDS)
         if len(content["pipelines"]) != 1:
-            raise InputError(f"{where}: it has {len(content['pipelines'])} pipelines; this version runs one")
-        parts = {"stages": list, "prefill": dict, "decode": dict}
-        pipeline = read_fields(content["pipelines"][0], parts, f"{where}, pipelines[0]")
-        sizes = {"micro_batch_size": int}
-        prefill, decode = (
-            read_fields(pipeline[phase], sizes, f"{where}, {phase}", {"micro_batches": int})
-            for phase in ("prefill", "decode")
-        )
-        model = read_some_fields(content["model"], MODEL_FIELDS, f"{where}, model")
-        workload = read_fields(content["workload"], kinds_of(Workload), f"{where}, workload")
-        devices = tuple(
-            device_from_json(device, f"{where}, cluster[{rank}]") for rank, device in enumerate(content["cluster"])
-        )
-        stages = tuple(_read_stage(stage, f"{where}, stages[{j}]") for j, stage in enumerate(pipeline["stages"]))
-        estimate, quality, solver = (content.get(part) for part in ("estimate", "quality", "solver"))
-        if estimate is not None:
-            estimate = _read_estimate(estimate, len(stages), f"{where}, estimate")
-        if quality is not None:
-            quality = QualityPlan(**read_fields(quality, kinds_of(QualityPlan), f"{where}, quality"))
-        if solver is not None:
-            kinds = kinds_of(SolverReport)
-            optional = {name: kinds.pop(name) for name in ("order_bound", "searched")}
-            solver = SolverReport(**read_fields(solver, kinds, f"{where}, solver", optional))
+            raise InputError(f"{where}: it has {len(content['pipelines'])} pipelines; one is wanted here")
+        pipeline = read_fields(content["pipelines"][0], PIPELINE_FIELDS, f"{where}, pipelines[0]")
+        facts = read_shared(content, where) | read_pipeline(pipeline, where)
+        promises = read_promises(content, len(facts["stages"]), where)
         with located(where):
-            return cls(
-                model={**content["model"], **model},
-                devices=devices,
-                workload=Workload(**workload),
-                stages=stages,
-                prefill_micro_batch_size=prefill["micro_batch_size"],
-                decode_micro_batch_size=decode["micro_batch_size"],
-                estimate=estimate,
-                quality=quality,
-                solver=solver,
-                inputs_digest=content.get("inputs_digest", ""),
-                decided_digest=content.get("decided_digest", ""),
-            )
+            return cls(**facts, **promises)
 
     def save(self, path: Path) -> None:
-        write_atomically(path, _one_line_per_layer(json.dumps(self.to_json(), indent=1)) + "\n")
+        save_json(self.to_json(), path)
 
     @classmethod
     def load(cls, path: Path) -> "Plan":
@@ -251,6 +234,55 @@ def micro_batch_ranges(batch_size: int, micro_batch_size: int) -> tuple[range, .
     return tuple(
         range(first, min(first + micro_batch_size, batch_size)) for first in range(0, batch_size, micro_batch_size)
     )
+
+
+def read_shared(content: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Fields of `Plan` from what `shared_json` wrote."""
+    model = read_some_fields(content["model"], MODEL_FIELDS, f"{where}, model")
+    workload = read_fields(content["workload"], kinds_of(Workload), f"{where}, workload")
+    devices = tuple(
+        device_from_json(device, f"{where}, cluster[{rank}]") for rank, device in enumerate(content["cluster"])
+    )
+    with located(where):
+        return {
+            "model": {**content["model"], **model},
+            "devices": devices,
+            "workload": Workload(**workload),
+            "inputs_digest": content.get("inputs_digest", ""),
+            "decided_digest": content.get("decided_digest", ""),
+        }
+
+
+def read_pipeline(content: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The same of `pipeline_json`."""
+    sizes = {
+        f"{phase}_micro_batch_size": read_fields(
+            content[phase], {"micro_batch_size": int}, f"{where}, {phase}", {"micro_batches": int}
+        )["micro_batch_size"]
+        for phase in ("prefill", "decode")
+    }
+    return {"stages": tuple(_read_stage(s, f"{where}, stages[{j}]") for j, s in enumerate(content["stages"])), **sizes}
+
+
+def read_promises(content: Mapping[str, Any], num_stages: int, where: str) -> dict[str, Any]:
+    """The same of `promises_json`, for a pipeline of so many stages."""
+    estimate, quality, solver = (content.get(part) for part in PROMISE_FIELDS)
+    if estimate is not None:
+        estimate = _read_estimate(estimate, num_stages, f"{where}, estimate")
+    if quality is not None:
+        quality = QualityPlan(**read_fields(quality, kinds_of(QualityPlan), f"{where}, quality"))
+    return {"estimate": estimate, "quality": quality, "solver": read_solver(solver, f"{where}, solver")}
+
+
+def read_solver(content: object, where: str) -> SolverReport | None:
+    """`order_bound` and `searched` came later: an older plan has none."""
+    kinds = kinds_of(SolverReport)
+    optional = {name: kinds.pop(name) for name in ("order_bound", "searched")}
+    return None if content is None else SolverReport(**read_fields(content, kinds, where, optional))
+
+
+def save_json(content: Mapping[str, Any], path: Path) -> None:
+    write_atomically(path, _one_line_per_layer(json.dumps(content, indent=1)) + "\n")
 
 
 def _read_stage(content: object, where: str) -> StagePlan:

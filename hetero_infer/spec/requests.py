@@ -67,7 +67,7 @@ def requests_per_s(requests: Sequence[RequestLengths]) -> tuple[float, float]:
             first += 1
         most = max(most, last - first + 1)
     peak = most / min(PEAK_WINDOW_S, lasts_s) if lasts_s else float("inf")
-    return len(requests) / lasts_s if lasts_s else float("inf"), peak
+    return (len(requests) - 1) / lasts_s if lasts_s else float("inf"), peak
 
 
 def read_trace(path: Path) -> tuple[RequestLengths, ...]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import hetero_infer
-from hetero_infer.spec import Device, HeteroInferError, InputError, Plan, RunConfig
+from hetero_infer.spec import Device, Fleet, HeteroInferError, InputError, RunConfig
 from hetero_infer.spec.cluster import device_to_json
 from hetero_infer.spec.files import read_text
 from hetero_infer.supervisor.child import run_child
@@ -52,7 +52,7 @@ class Coordinator:
         self._map: RankMap | None = None
         self._said: defaultdict[str, dict[int, dict[str, Any]]] = defaultdict(dict)
         self._changed = asyncio.Event()
-        self._events: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+        self._pipelines: list[RunningPipeline] = []
         self._endings: list[Ending] = []
         self._is_ending = asyncio.Event()
         self._stop: dict[str, Any] | None = None
@@ -96,8 +96,8 @@ class Coordinator:
     async def _live(self) -> None:
         config = RunConfig.load(self._setup.config)
         self._job.open(config)
-        await self._join(Plan.load(self._setup.plan).devices if self._setup.plan else config.cluster.devices)
-        plan = None
+        await self._join(Fleet.load(self._setup.plan).devices if self._setup.plan else config.cluster.devices)
+        fleet = None
         joined = [peer.joined for peer in self._peers.values()]
         if self._setup.is_survey:
             self._devices = config.cluster.devices
@@ -105,16 +105,22 @@ class Coordinator:
             await self._prepare(json.dumps([device_to_json(device) for device in self._devices]))
         else:
             plan_path = await self._get_plan(config)
-            plan = Plan.load(plan_path)
-            self._map = RankMap.of(plan, joined)
-            self._devices = plan.devices
-            say(f"plan {plan_path}: {len(plan.stages)} stages; quantising what is missing")
+            fleet = Fleet.load(plan_path)
+            self._map = RankMap.of(fleet, joined)
+            self._devices = fleet.devices
+            stages = " and ".join(str(len(replica.stages)) for replica in fleet.replicas)
+            say(f"plan {plan_path}: {stages} stages; quantising what is missing")
             await self._prepare(read_text(plan_path, "plan"))
+        plans = fleet.replicas if fleet else (None,)
+        self._pipelines = [
+            RunningPipeline(plan, self._peers[leader].connection.send)
+            for plan, leader in zip(plans, self._map.leaders, strict=True)
+        ]
         await self._start_workers()
-        first = self._peers[self._map.launcher_ranks[0]].connection
-        await self._job.run(RunningPipeline(plan, first.send, self._events))
+        await self._job.run(self._pipelines)
         await self._shut_down()
-        self._say_memory(plan)
+        if fleet:
+            self._say_memory(fleet)
 
     async def _join(self, devices: tuple[Device, ...]) -> None:
         """`devices[rank]`, if the launcher started as many as the plan or the config has."""
@@ -142,43 +148,57 @@ class Coordinator:
 
     async def _prepare(self, text: str) -> None:
         for rank, peer in self._peers.items():
-            stages = self._map.stages_to_prepare.get(rank, ())
-            peer.connection.send({"command": "prepare", "plan": text, "stages": stages})
+            devices = self._map.devices_to_prepare.get(rank, ())
+            peer.connection.send({"command": "prepare", "plan": text, "devices": devices})
         await self._all_said("prepared", set(self._peers))
 
     async def _start_workers(self) -> None:
-        ranks = self._map.launcher_ranks
-        address = self._address_of(ranks[0])
-        self._tell([ranks[0]], {"command": "open_port", "address": address})
-        port = (await self._all_said("port_opened", {ranks[0]}))[ranks[0]]["port"]
-        for stage, rank in enumerate(ranks):
-            command = {"command": "start", "stage": stage, "num_stages": len(ranks), "address": address, "port": port}
-            own = {"own_address": self._address_of(rank), "device": device_to_json(self._devices[rank])}
-            self._tell([rank], command | own)
+        port_of = await self._open_ports()
+        for ranks in self._map.worlds:
+            address, port = self._address_of(ranks[0]), port_of[ranks[0]]
+            for stage, rank in enumerate(ranks):
+                place = {"stage": stage, "num_stages": len(ranks), "address": address, "port": port}
+                own = {"own_address": self._address_of(rank), "device": device_to_json(self._devices[rank])}
+                self._tell([rank], {"command": "start", **place, **own})
         say("measuring" if self._setup.is_survey else "loading")
-        await self._all_said("ready", set(ranks))
+        await self._all_said("ready", set(self._map.workers))
+
+    async def _open_ports(self) -> dict[int, int]:
+        """Where each replica's workers meet, by its leader. One finds those of a host: two might find the same."""
+        leaders_at: defaultdict[str, list[int]] = defaultdict(list)
+        for leader in self._map.leaders:
+            leaders_at[self._address_of(leader)].append(leader)
+        for address, leaders in leaders_at.items():
+            self._tell(leaders[:1], {"command": "open_ports", "address": address, "count": len(leaders)})
+        opened = await self._all_said("ports_opened", {leaders[0] for leaders in leaders_at.values()})
+        return {
+            leader: port
+            for leaders in leaders_at.values()
+            for leader, port in zip(leaders, opened[leaders[0]]["ports"], strict=True)
+        }
 
     async def _shut_down(self) -> None:
         self._is_shutting_down = True
-        self._tell([self._map.launcher_ranks[0]], {"command": "shutdown"})
+        self._tell(self._map.leaders, {"command": "shutdown"})
         try:
-            ended = self._all_said("worker_ended", set(self._map.launcher_ranks))
+            ended = self._all_said("worker_ended", set(self._map.workers))
             await asyncio.wait_for(ended, self._limits.stop_s)
         except TimeoutError:
             say("the work is done, but not every worker left when told to; ending them")
 
-    def _say_memory(self, plan: Plan) -> None:
+    def _say_memory(self, fleet: Fleet) -> None:
         """What each stage held at most, beside the plan's figure and its budget."""
-        for stage, rank in enumerate(self._map.launcher_ranks):
+        for rank in self._map.workers:
             if rank not in self._said["peak_memory"]:  # it did not leave by itself
                 continue
-            peak = self._said["peak_memory"][rank]["num_bytes"]
-            planned = f"planned {_mib(plan.estimate.memory_of(stage))}, " if plan.estimate else ""
-            device = plan.device_of(stage)
+            peak, device = self._said["peak_memory"][rank]["num_bytes"], self._devices[rank]
+            replica, stage = self._map.seat_of(rank)
+            estimate = fleet.replicas[replica].estimate
+            planned = f"planned {_mib(estimate.memory_of(stage))}, " if estimate else ""
             # On a CPU libraries and the buffers of gloo and MKL count, too.
             own = ", some 20 of the first are the process's own" if device.is_cpu else ""
             budget = _mib(device.memory_bytes)
-            say(f"stage {stage} on {device.name}: at most {_mib(peak)} MiB, {planned}budget {budget}{own}")
+            say(f"{self._part_of(rank)} on {device.name}: at most {_mib(peak)} MiB, {planned}budget {budget}{own}")
 
     # Members: who is there, what they say.
 
@@ -226,7 +246,8 @@ class Coordinator:
             case "heartbeat":
                 pass
             case "tokens" | "finished" | "batch_done" | "measured":
-                self._events.put_nowait(message)
+                replica, _ = self._map.seat_of(peer.joined.rank)
+                self._pipelines[replica].report(message)
             case "interrupted":
                 self.interrupt()
             case "failed":
@@ -272,9 +293,15 @@ class Coordinator:
         rank, host = peer.joined.rank, peer.joined.host
         if not self._map:
             return f"rank {rank} (host {host})"
-        stage = self._map.stage_of(rank)
-        name = f"rank {rank}" if stage is None or self._setup.is_survey else f"stage {stage}"
-        return f"{name} on {self._devices[rank].name} (host {host}{f', pid {pid}' if pid else ''})"
+        return f"{self._part_of(rank)} on {self._devices[rank].name} (host {host}{f', pid {pid}' if pid else ''})"
+
+    def _part_of(self, rank: int) -> str:
+        """What it is there for, in words."""
+        seat = self._map.seat_of(rank)
+        if seat is None or self._setup.is_survey:
+            return f"rank {rank}"
+        replica, stage = seat
+        return f"replica {replica}, stage {stage}" if len(self._map.worlds) > 1 else f"stage {stage}"
 
     def _address_of(self, rank: int) -> str:
         """Where the others reach this rank: the address of the connection that is there already."""

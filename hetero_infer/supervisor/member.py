@@ -4,6 +4,7 @@ In: commands over the control connection. Out: events over it, and this process'
 """
 
 import asyncio
+import contextlib
 import os
 import socket
 import traceback
@@ -65,9 +66,9 @@ class Member:
             pulse.heard()
             match message.get("command"):
                 case "prepare":
-                    self._do(self._prepare(message["plan"], message["stages"]))
-                case "open_port":
-                    self._do(self._open_port(message["address"]))
+                    self._do(self._prepare(message["plan"], message["devices"]))
+                case "open_ports":
+                    self._do(self._open_ports(message["address"], message["count"]))
                 case "start":
                     self._do(self._run_worker(message))
                 case "generate" | "cancel" | "shutdown" if self._worker:
@@ -79,23 +80,23 @@ class Member:
         say(f"rank {self._place.rank} on {self._place.host} lost rank 0 ({self._what_of_rank_0}) and stops")
         return 1
 
-    async def _prepare(self, plan: str, stages: list[int]) -> None:
+    async def _prepare(self, plan: str, devices: list[str]) -> None:
         write_atomically(self._plan, plan)
-        if stages:
+        if devices:
             folder = RunConfig.load(self._config).checkpoint
             arguments = [str(self._plan), "-c", str(self._config), "-o", str(folder)]
-            command = [*self._commands.quantize, *arguments, "--stages", ",".join(map(str, stages))]
+            command = [*self._commands.quantize, *arguments, "--devices", ",".join(devices)]
             await run_child(command, f"quantising on {self._place.host}", self._limits.terminate_s)
         self._report("prepared")
 
-    async def _open_port(self, address: str) -> None:
-        self._report("port_opened", port=_free_port(address))
+    async def _open_ports(self, address: str, count: int) -> None:
+        self._report("ports_opened", ports=_free_ports(address, count))
 
     async def _run_worker(self, start: dict[str, Any]) -> None:
-        stage, device = start["stage"], device_from_json(start["device"])
+        device = device_from_json(start["device"])
         where = (start["address"], start["port"], start["own_address"])
-        environment = worker_environment(stage, start["num_stages"], device, *where)
-        arguments = ["--plan", str(self._plan), "--config", str(self._config), "--stage", str(stage)]
+        environment = worker_environment(start["stage"], start["num_stages"], device, *where)
+        arguments = ["--plan", str(self._plan), "--config", str(self._config), "--device", device.name]
         self._worker = await Worker.start([*self._commands.worker, *arguments], environment, self._limits)
         end = await self._worker.watch(self._coordinator.send)
         self._report(
@@ -154,7 +155,9 @@ async def join(place: Place, join_s: float) -> JsonLines:
     raise HeteroInferError(f"rank {place.rank} on {place.host}: rank 0 did not answer at {where} within {join_s:.0f} s")
 
 
-def _free_port(address: str) -> int:
-    """Free now; the workers' rendezvous takes it a moment later."""
-    with socket.create_server((address, 0), family=socket.AF_INET6 if ":" in address else socket.AF_INET) as probe:
-        return probe.getsockname()[1]
+def _free_ports(address: str, count: int) -> list[int]:
+    """Free now, and each another; the workers' rendezvous takes it a moment later."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with contextlib.ExitStack() as probes:
+        opened = [probes.enter_context(socket.create_server((address, 0), family=family)) for _ in range(count)]
+        return [probe.getsockname()[1] for probe in opened]

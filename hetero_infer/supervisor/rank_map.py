@@ -1,7 +1,7 @@
-"""`RankMap`: stage order → launcher ranks → worker ranks, turned here and nowhere else.
+"""`RankMap`: stages of replicas → launcher ranks → worker ranks, turned here and nowhere else.
 
-Launcher rank `r` is the r-th (host, slot) of the hostfile, and so device `r` of the plan. Stage `j` stands on a device
-of the plan; its worker has rank `j` in the pipeline's own world, which leaves the unused slots out.
+Launcher rank `r` is the r-th (host, slot) of the hostfile, and so device `r` of the plan. Each replica's workers are a
+world of their own, in which stage `j` has rank `j`; unused slots are in none.
 """
 
 import itertools
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hetero_infer.spec import Device, InputError, Plan
+from hetero_infer.spec import Device, Fleet, InputError
 
 
 @dataclass(frozen=True)
@@ -24,31 +24,42 @@ class Joined:
 
 @dataclass(frozen=True)
 class RankMap:
-    """`launcher_ranks[stage]` is the supervisor that runs the stage; `stages_to_prepare[rank]` the stages whose
-    checkpoint it makes: all of its host, for the first supervisor there with a stage."""
+    """`worlds[replica][stage]` is the rank of the supervisor that runs the stage; `devices_to_prepare[rank]` are those
+    whose checkpoint it makes: all with a stage on its host, for the first supervisor there with one."""
 
-    launcher_ranks: tuple[int, ...]
-    stages_to_prepare: dict[int, tuple[int, ...]]
+    worlds: tuple[tuple[int, ...], ...]
+    devices_to_prepare: dict[int, tuple[str, ...]]
 
     @classmethod
-    def of(cls, plan: Plan, joined: Sequence[Joined]) -> "RankMap":
-        check_hosts(plan.devices, joined)
-        rank_of = {device.name: rank for rank, device in enumerate(plan.devices)}
-        launcher_ranks = tuple(rank_of[stage.device] for stage in plan.stages)
-        stages_of_host: dict[str, list[int]] = {}
-        for stage in range(len(plan.stages)):
-            stages_of_host.setdefault(plan.device_of(stage).host, []).append(stage)
-        to_prepare = {min(launcher_ranks[s] for s in stages): tuple(stages) for stages in stages_of_host.values()}
-        return cls(launcher_ranks, to_prepare)
+    def of(cls, fleet: Fleet, joined: Sequence[Joined]) -> "RankMap":
+        check_hosts(fleet.devices, joined)
+        rank_of = {device.name: rank for rank, device in enumerate(fleet.devices)}
+        worlds = tuple(tuple(rank_of[stage.device] for stage in replica.stages) for replica in fleet.replicas)
+        ranks_of_host: dict[str, list[int]] = {}
+        for rank in sorted(itertools.chain.from_iterable(worlds)):
+            ranks_of_host.setdefault(fleet.devices[rank].host, []).append(rank)
+        to_prepare = {ranks[0]: tuple(fleet.devices[rank].name for rank in ranks) for ranks in ranks_of_host.values()}
+        return cls(worlds, to_prepare)
 
     @classmethod
     def of_every_slot(cls, devices: Sequence[Device], joined: Sequence[Joined]) -> "RankMap":
         """A worker on each, with the launcher's rank, and nothing to prepare."""
         check_hosts(devices, joined)
-        return cls(tuple(range(len(devices))), {})
+        return cls((tuple(range(len(devices))),), {})
 
-    def stage_of(self, rank: int) -> int | None:
-        return self.launcher_ranks.index(rank) if rank in self.launcher_ranks else None
+    @property
+    def leaders(self) -> tuple[int, ...]:
+        """The ranks of the first stages."""
+        return tuple(ranks[0] for ranks in self.worlds)
+
+    @property
+    def workers(self) -> tuple[int, ...]:
+        """The ranks that have a worker, stage by stage and replica by replica."""
+        return tuple(itertools.chain.from_iterable(self.worlds))
+
+    def seat_of(self, rank: int) -> tuple[int, int] | None:
+        """Replica and stage."""
+        return next(((replica, ranks.index(rank)) for replica, ranks in enumerate(self.worlds) if rank in ranks), None)
 
 
 def check_hosts(devices: Sequence[Device], joined: Sequence[Joined]) -> None:

@@ -7,7 +7,7 @@ from safetensors.torch import load_file, save_file
 from hetero_infer.checkpoint.loading import load_layer
 from hetero_infer.checkpoint.local_model import single_process_model
 from hetero_infer.checkpoint.model_folder import ModelFolder
-from hetero_infer.spec import Choice, InputError
+from hetero_infer.spec import InputError
 from tests.tiny_model import BLOOM, write_tiny_model
 
 
@@ -124,12 +124,6 @@ def test_only_pickled_weights_are_refused_with_the_way_out(tmp_path: Path) -> No
     (tmp_path / "pytorch_model.bin").write_bytes(b"")
     with pytest.raises(InputError, match=r"convert pytorch_model\.bin with save_pretrained"):
         ModelFolder(tmp_path)
-
-
-def test_the_head_stays_at_16_bits(tmp_path: Path) -> None:
-    folder = ModelFolder(write_tiny_model(tmp_path))
-    with pytest.raises(InputError, match="head at 4g32: only decoder layers"):
-        load_layer(folder, folder.spec.num_layers - 1, Choice(4, 32))
 
 
 def _spy_on_reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:

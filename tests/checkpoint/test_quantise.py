@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save
 
 import hetero_infer.checkpoint.quantise as quantise
-from hetero_infer.checkpoint.calibration import CalibratedLayer
+from hetero_infer.checkpoint.calibration import CalibratedLayer, calibrate
 from hetero_infer.checkpoint.loading import load_layer
 from hetero_infer.checkpoint.local_model import single_process_model
 from hetero_infer.checkpoint.model_folder import ModelFolder
@@ -17,6 +17,7 @@ from hetero_infer.checkpoint.quantise import quantise_layers
 from hetero_infer.checkpoint.shards import ShardStore
 from hetero_infer.checkpoint.text import CalibrationWindows
 from hetero_infer.quant.linear import QuantLinear
+from hetero_infer.quant.round_to_nearest import pack_nearest, round_to_nearest
 from hetero_infer.spec import UNQUANTISED, Choice, InputError
 from tests.tiny_model import BLOOM, OPT, TINY, write_tiny_model
 
@@ -83,6 +84,87 @@ def test_a_mixed_model_equals_one_with_the_dequantised_weights(folder: ModelFold
     prompts = [[1, 2, 3], [5, 8], list(range(40))]
     for ours, theirs in zip(mixed.greedy_logits(prompts, 10), plain.greedy_logits(prompts, 10), strict=True):
         assert torch.equal(ours, theirs)
+
+
+ENDS = {
+    "llama": {"num_hidden_layers": 2},
+    "llama_tied": {"num_hidden_layers": 2, "tie_word_embeddings": True},
+    "opt": {"family": OPT},
+    "opt_projected": {"family": OPT, "do_layer_norm_before": False, "word_embed_proj_dim": 20},
+    "bloom": {"family": BLOOM},
+}
+
+
+@pytest.mark.parametrize("shape", ENDS)
+@pytest.mark.parametrize(
+    "ends", [(Choice(4, 32), Choice(8, 32)), (UNQUANTISED, Choice(3, 32)), (Choice(8, 32), UNQUANTISED)]
+)
+def test_quantised_ends_give_the_tokens_of_their_dequantised_weights(
+    shape: str, ends: tuple[Choice, Choice], windows: CalibrationWindows, tmp_path: Path
+) -> None:
+    folder = ModelFolder(write_tiny_model(tmp_path / "model", vocab_size=299, **ENDS[shape]))
+    decoders = [Choice(8, 32)] * folder.spec.num_hidden_layers
+    wanted = [*enumerate(decoders), ("embedding", ends[0]), ("head", ends[1])]
+    shards = quantise_layers(folder, wanted, windows, tmp_path / "checkpoint")
+    ours = single_process_model(folder, decoders, shards, ends=ends)
+    plain = single_process_model(folder, decoders, shards, dequantised=True, ends=ends)
+    assert not any(isinstance(part, QuantLinear) for layer in plain.layers for part in layer.modules())
+    text = torch.arange(50)[None]
+    torch.testing.assert_close(ours.logits(text), plain.logits(text), rtol=1e-4, atol=1e-5)
+    prompts = [[1, 2, 3], [5, 8], list(range(40))]
+    assert ours.generate_greedy(prompts, 10) == plain.generate_greedy(prompts, 10)
+    assert not torch.equal(plain.logits(text), single_process_model(folder, decoders, shards).logits(text))
+
+
+def test_tied_weights_are_quantised_apart(windows: CalibrationWindows, tmp_path: Path) -> None:
+    folder = ModelFolder(write_tiny_model(tmp_path / "model", tie_word_embeddings=True))
+    shards = quantise_layers(folder, [("head", Choice(3, 32))], windows, tmp_path / "checkpoint")
+    whole = folder.spec.num_layers
+    model = single_process_model(folder, None, shards, ends=(UNQUANTISED, Choice(3, 32)))
+    assert torch.equal(model.layers[0].embed_tokens.weight, load_layer(folder, 0).embed_tokens.weight)
+    assert isinstance(model.layers[whole - 1].lm_head, QuantLinear)
+
+
+def test_an_embedding_is_rounded_without_a_calibration_pass(
+    folder: ModelFolder, windows: CalibrationWindows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hetero_infer.checkpoint.calibration.load_layer", None)
+    choice = Choice(4, 32)
+    shards = quantise_layers(folder, [("embedding", choice)], windows, tmp_path)
+    expected = pack_nearest(load_layer(folder, 0).embed_tokens.weight, choice)
+    found = shards.read("embedding", choice)
+    assert found.keys() == {f"embed_tokens.{name}" for name in expected}
+    assert all(torch.equal(found[f"embed_tokens.{name}"], tensor) for name, tensor in expected.items())
+
+
+def test_a_head_is_nearer_by_gptq_than_by_rounding(
+    folder: ModelFolder, windows: CalibrationWindows, tmp_path: Path
+) -> None:
+    """As it counts: on the head's inputs."""
+    choice, whole = Choice(3, 32), folder.spec.num_hidden_layers + 1
+    shards = quantise_layers(folder, [("head", choice)], windows, tmp_path)
+    *_, head = calibrate(folder, windows, whole)
+    weight, hessian = head.module.lm_head.weight, head.statistics["lm_head"].hessian
+
+    def error(other: torch.Tensor) -> float:
+        moved = other - weight
+        return ((moved @ hessian) * moved).sum().item()
+
+    by_gptq = load_layer(folder, whole, choice, shards).lm_head.dequantised(torch.float32).t()
+    assert 0 < error(by_gptq) < 0.9 * error(round_to_nearest(weight, choice))
+
+
+def test_a_vocabulary_quantised_in_blocks_is_the_same(
+    folder: ModelFolder, windows: CalibrationWindows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = [("embedding", Choice(3, 32)), ("head", Choice(3, 32))]
+    whole = quantise_layers(folder, wanted, windows, tmp_path / "whole")
+    monkeypatch.setattr(quantise, "ROWS_AT_ONCE", 32)
+    blocks = quantise_layers(folder, wanted, windows, tmp_path / "blocks")
+    for layer, choice in wanted:
+        expected, found = whole.read(layer, choice), blocks.read(layer, choice)
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(tensor, expected[name]) for name, tensor in found.items())
 
 
 def test_more_bits_lie_nearer_to_the_unquantised_model(

@@ -181,9 +181,10 @@ def test_every_family_takes_the_bytes_that_its_modules_have(
         return parameters + sum(buffer.nbytes for buffer in module.buffers())
 
     with torch.device("meta"):
-        layer, first, last = decoders[0].build(choice), embedding.build(UNQUANTISED), head.build(UNQUANTISED)
+        layer, first, last = decoders[0].build(choice), embedding.build(choice), head.build(choice)
     assert decoder_layer_bytes(spec, choice, element_bytes) == num_bytes(layer)
-    assert end_layer_bytes(spec, UNQUANTISED, None, element_bytes) == num_bytes(first)
-    assert end_layer_bytes(spec, None, UNQUANTISED, element_bytes) == num_bytes(last)
-    shared = spec.vocab_size * spec.embedding_size * element_bytes if spec.tie_word_embeddings else 0
-    assert end_layer_bytes(spec, UNQUANTISED, UNQUANTISED, element_bytes) == num_bytes(first) + num_bytes(last) - shared
+    assert end_layer_bytes(spec, choice, None, element_bytes) == num_bytes(first)
+    assert end_layer_bytes(spec, None, choice, element_bytes) == num_bytes(last)
+    is_shared = spec.tie_word_embeddings and choice == UNQUANTISED
+    shared = is_shared * spec.vocab_size * spec.embedding_size * element_bytes
+    assert end_layer_bytes(spec, choice, choice, element_bytes) == num_bytes(first) + num_bytes(last) - shared

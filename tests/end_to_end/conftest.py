@@ -12,10 +12,10 @@ HOSTFILE = "localhost slots=3  # gpu=cpu slowdown=1,1.5,2 memory=32MiB threads=1
 
 
 class Prepared:
-    """What all runs share: their `files`, and the answers of one process."""
+    """What all runs share: the model, their `files`, and the answers of one process."""
 
     def __init__(self, path: Path) -> None:
-        model = TinyModel(path / "tiny")
+        self.model = model = TinyModel(path / "tiny")
         self.files: RunFiles = model.write_files(path, HOSTFILE, layers_per_stage=(3, 1, 2))
         model.quantise(self.files)
         self.expected = model.greedy(self.files.checkpoint)

@@ -46,14 +46,14 @@ class Run:
         wait_until(lambda: self.process.poll() is not None and not self.left_over(), deadline_s, self.explain)
         return self.process.returncode
 
-    def worker_pid(self, stage: int) -> int:
+    def worker_pid(self, device: str) -> int:
         found = [
             pid
             for pid in self.left_over()
-            if re.search(rf"-m hetero_infer\.pipeline\.worker .*--stage {stage} ", command_of(pid) + " ")
+            if re.search(rf"-m hetero_infer\.pipeline\.worker .*--device {device} ", command_of(pid) + " ")
             and "supervisor.leash" not in command_of(pid)
         ]
-        assert len(found) == 1, f"workers of stage {stage}: {found}\n{self.explain()}"
+        assert len(found) == 1, f"workers on {device}: {found}\n{self.explain()}"
         return found[0]
 
     def said(self) -> str:

@@ -20,20 +20,23 @@ from tests.supervisor.running import free_port, wait_until
 pytestmark = [pytest.mark.processes, pytest.mark.timeout(150)]
 needs_deepspeed = pytest.mark.skipif(not DEEPSPEED.exists(), reason="deepspeed is not installed")
 needs_mpirun = pytest.mark.skipif(not MPIRUN, reason="there is no mpirun on this machine")
+under_either_launcher = pytest.mark.parametrize(
+    "launcher", [pytest.param("deepspeed", marks=needs_deepspeed), pytest.param("mpirun", marks=needs_mpirun)]
+)
 MIX = ROOT / "hostfiles" / "mix"
 
 
-def start(run: Run, prepared: Prepared, launcher: str, script: str, *arguments: object) -> None:
-    arguments = ("-c", prepared.files.config, "--plan", prepared.files.plan, *arguments)
+def start(
+    run: Run, prepared: Prepared, launcher: str, script: str, *arguments: object, plan: Path | None = None
+) -> None:
+    arguments = ("-c", prepared.files.config, "--plan", plan or prepared.files.plan, *arguments)
     if launcher == "mpirun":
         run.under_mpirun(script, *arguments)
     else:
         run.under_deepspeed(script, prepared.files.hostfile, *arguments)
 
 
-@pytest.mark.parametrize(
-    "launcher", [pytest.param("deepspeed", marks=needs_deepspeed), pytest.param("mpirun", marks=needs_mpirun)]
-)
+@under_either_launcher
 def test_a_batch_has_the_answers_of_one_process_under_either_launcher(
     launcher: str, run: Run, prepared: Prepared
 ) -> None:
@@ -47,13 +50,27 @@ def test_a_batch_has_the_answers_of_one_process_under_either_launcher(
     assert [stage for stage, _ in held] == ["0", "1", "2"] and all(0 < float(peak) < 32 for _, peak in held), held
 
 
+@under_either_launcher
+def test_a_plan_may_leave_a_slot_out_and_turn_the_others_round(launcher: str, run: Run, prepared: Prepared) -> None:
+    plan = run.path / "turned.json"
+    prepared.model.plan(prepared.files, {"localhost:2": 4, "localhost:0": 2}).save(plan)
+    lines = write_batch(run.path / "in.jsonl")
+    start(run, prepared, launcher, "launch/batch.py", "-i", lines, "-o", run.path / "out.jsonl", plan=plan)
+    assert run.wait(90) == 0, run.said()
+    assert read_answers(run.path / "out.jsonl") == prepared.expected
+    assert re.findall(r"(stage \d on localhost:\d): at most", run.said()) == [
+        "stage 0 on localhost:2",
+        "stage 1 on localhost:0",
+    ]
+
+
 @needs_deepspeed
 def test_a_killed_worker_takes_the_run_with_it_and_is_named(run: Run, prepared: Prepared) -> None:
     lines = write_batch(run.path / "in.jsonl", [[1, 2, 3]] * 4000, [24] * 4000)
     start(run, prepared, "deepspeed", "launch/batch.py", "-i", lines, "-o", run.path / "out.jsonl")
     part = run.path / "out.jsonl.part"
     wait_until(lambda: part.exists() and part.stat().st_size > 0, 90, run.explain)
-    pid = run.worker_pid(stage=1)
+    pid = run.worker_pid("localhost:1")
     os.kill(pid, signal.SIGKILL)
     killed = time.monotonic()
     assert run.wait(20) != 0

@@ -81,7 +81,7 @@ def test_a_slot_that_dies_ends_the_measuring_by_name_and_writes_nothing(run: Run
         pid
         for pid in run.left_over()
         if "hetero_infer.measure.worker" in (command := command_of(pid))
-        and "--stage 1" in command
+        and "--device localhost:1" in command
         and "leash" not in command
     ]
     os.kill(pid, signal.SIGKILL)

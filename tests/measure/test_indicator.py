@@ -7,7 +7,7 @@ from hetero_infer.checkpoint.model_folder import ModelFolder
 from hetero_infer.checkpoint.text import CalibrationWindows
 from hetero_infer.measure import indicator
 from hetero_infer.measure.indicator import measure_sensitivity, probe_increases
-from hetero_infer.measure.round_to_nearest import round_to_nearest, step_sizes
+from hetero_infer.quant.round_to_nearest import round_to_nearest, step_sizes
 from hetero_infer.spec import UNQUANTISED, Choice, InputError, SensitivityTable
 from tests.tiny_model import write_tiny_model
 
@@ -55,9 +55,27 @@ def test_a_probe_that_breaks_the_order_is_raised(
 
 
 def test_a_probe_measures_the_loss_with_every_layer_rounded(folder: ModelFolder, windows: CalibrationWindows) -> None:
-    increases = probe_increases(folder, [Choice(3, 32), Choice(8, 32), UNQUANTISED], windows.token_ids)
+    choices = [Choice(3, 32), Choice(8, 32), UNQUANTISED]
+    increases = probe_increases(folder, choices, windows.token_ids, range(1, 4))
     assert abs(increases[0]) > abs(increases[1])
     assert increases[2] == 0
+
+
+def test_an_end_costs_what_it_alone_is_measured_to(
+    folder: ModelFolder, windows: CalibrationWindows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    choices = (Choice(3, 32), Choice(8, 32), UNQUANTISED)
+    of = {(1, 2, 3): [0.5, 0.2, 0.0], (0,): [0.3, -0.1, 0.0], (4,): [0.1, 0.2, 0.0]}
+    monkeypatch.setattr(indicator, "probe_increases", lambda _, choices, __, positions: of[tuple(positions)])
+    table = measure_sensitivity(folder, choices, windows, embedding_choices=choices, head_choices=choices)
+    assert table.embedding == dict(zip(choices, (0.3, indicator.SMALLEST_INCREASE, 0.0), strict=True))
+    assert table.head == dict(zip(choices, (0.2, 0.2, 0.0), strict=True)), "fewer bits never look better"
+
+
+def test_a_probe_rounds_an_end_alone_also_where_weights_are_tied(windows: CalibrationWindows, tmp_path: Path) -> None:
+    folder = ModelFolder(write_tiny_model(tmp_path / "tied", tie_word_embeddings=True))
+    embedding, head = (probe_increases(folder, [Choice(3, 32)], windows.token_ids, [end])[0] for end in (0, 4))
+    assert embedding != 0 != head != embedding
 
 
 def test_the_table_says_what_it_was_made_from(folder: ModelFolder, windows: CalibrationWindows, tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ import torch
 from hetero_infer.measure import layer_timer
 from hetero_infer.measure.layer_timer import grid, measure_layers
 from hetero_infer.measure.local_devices import LocalDevice
-from hetero_infer.models import layers_of
 from hetero_infer.spec import UNQUANTISED, Choice, InputError, ModelSpec, Phase, ProfileTable, Workload
 from tests.tiny_model import TINY
 
@@ -17,15 +16,17 @@ WORKLOAD = Workload(batch_size=3, prompt_tokens=8, new_tokens=4)
 @pytest.fixture
 def table(monkeypatch: pytest.MonkeyPatch) -> ProfileTable:
     monkeypatch.setattr(layer_timer, "ENOUGH_S", 0.0)
-    return measure_layers(ModelSpec.from_config(TINY, "tiny"), "tiny", "cpu", CHOICES, WORKLOAD, threads=1)
+    spec = ModelSpec.from_config(TINY, "tiny")
+    return measure_layers(spec, "tiny", "cpu", CHOICES, WORKLOAD, threads=1, head_choices=CHOICES)
 
 
 def test_every_grid_point_has_positive_seconds_for_every_choice(table: ProfileTable) -> None:
     assert all(row.seconds > 0 for row in table.rows)
     points = {(row.model, row.choice, row.phase, row.batch, row.input_tokens, row.past_tokens) for row in table.rows}
-    assert len(points) == len(table.rows) == len(grid(WORKLOAD)) * (len(CHOICES) + 2)
+    assert len(points) == len(table.rows) == len(grid(WORKLOAD)) * (2 * len(CHOICES) + 1)
     assert {row.layer_kind for row in table.rows} == {"decoder", "embedding", "head"}
-    assert {row.choice for row in table.rows if row.layer_kind != "decoder"} == {UNQUANTISED}
+    assert {row.choice for row in table.rows if row.layer_kind == "head"} == set(CHOICES)
+    assert {row.choice for row in table.rows if row.layer_kind == "embedding"} == {UNQUANTISED}
 
 
 def test_the_grid_covers_the_workload() -> None:
@@ -72,6 +73,6 @@ def test_measuring_leaves_the_thread_count_as_it_was() -> None:
 @pytest.mark.parametrize("choice", CHOICES)
 def test_random_layers_have_finite_weights(choice: Choice) -> None:
     spec = ModelSpec.from_config(TINY, "tiny")
-    for position in range(spec.num_layers) if choice == UNQUANTISED else range(1, len(layers_of(spec)) - 1):
+    for position in range(spec.num_layers):
         layer = layer_timer.random_layer(spec, position, choice, torch.float32, torch.device("cpu"))
         assert all(tensor.isfinite().all() for tensor in layer.state_dict().values())

@@ -185,7 +185,10 @@ def contradictory() -> Iterator[Mistake]:
         ("sensitivity", "--method", "best"),
     )
     yield Mistake(
-        "--stages [0, 7]: the plan has stages 0 to 1", "stages", lambda folder: None, (*QUANTIZE, "--stages", "0,7")
+        "--devices localhost:0,a:7: the plan has stages on localhost:0, localhost:1",
+        "devices",
+        lambda folder: None,
+        (*QUANTIZE, "--devices", "localhost:0,a:7"),
     )
     yield Mistake("no CUDA device 0 here to measure as t4", "t4", lambda folder: None, ("measure", "--device", "t4"))
 

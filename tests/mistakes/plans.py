@@ -28,7 +28,11 @@ def in_the_content() -> Iterator[Mistake]:
     yield edit("format True, this version", lambda plan: plan.update(format=True))
     yield edit("format None", lambda plan: plan.pop("format"))
     yield edit("piplines is not known; did you mean pipelines?", lambda plan: plan.update(piplines=[]))
-    yield edit("it has 2 pipelines", lambda plan: plan["pipelines"].append({}))
+    yield edit(
+        "pipelines[0]: batch_size is missing", two_pipelines(lambda plan: plan["pipelines"][0].pop("batch_size"))
+    )
+    yield edit("localhost:0 is in two pipelines; a device has", two_pipelines(lambda plan: None))
+    yield edit("batch_size add up to 5, its workload's is 4", two_pipelines(on_their_own_devices))
     yield edit("it has 0 pipelines", lambda plan: plan["pipelines"].clear())
     yield edit("pipelines[0] = 7 is not", lambda plan: plan.update(pipelines=[7]))
     yield edit("pipelines[0]: decode is missing", lambda plan: plan["pipelines"][0].pop("decode"))
@@ -61,6 +65,26 @@ def in_the_content() -> Iterator[Mistake]:
     yield edit("quality: limit = nan is not", lambda plan: plan["quality"].update(limit=float("nan")))
     yield edit("solver: gap = '1 %' is not", lambda plan: plan["solver"].update(gap="1 %"))
     yield edit("solver: name is missing", lambda plan: plan["solver"].pop("name"))
+
+
+def two_pipelines(change: Callable[[Content], object]) -> Callable[[Content], None]:
+    """The plan's pipeline twice, for 3 and 2 sequences, and then the change."""
+
+    def edit(plan: Content) -> None:
+        promises = {part: plan.pop(part) for part in ("estimate", "quality")}
+        one = plan["pipelines"][0] | promises | {"prefill": {"micro_batch_size": 1}, "decode": {"micro_batch_size": 1}}
+        plan["pipelines"] = [one | {"batch_size": 3}, one | {"batch_size": 2}]
+        change(plan)
+
+    return edit
+
+
+def on_their_own_devices(plan: Content) -> None:
+    """A stage for each: the two of the plan, one with all layers."""
+    first, second = plan["pipelines"]
+    layers = [layer for stage in first["stages"] for layer in stage["layers"]]
+    for pipeline, device in ((first, "localhost:0"), (second, "localhost:1")):
+        pipeline.update(stages=[{"device": device, "layers": layers}], estimate=None)
 
 
 def in_a_stage() -> Iterator[Mistake]:
@@ -149,8 +173,3 @@ def that_cannot_run() -> Iterator[Mistake]:
         content["cluster"][1]["memory_bytes"] = 2**17
 
     yield Mistake("stage 1 (cpu on localhost:1) needs", "plan.json", edited("out/plan.json", small), QUANTIZE, 3)
-
-    def head(content: Content) -> None:
-        content["pipelines"][0]["stages"][-1]["layers"][-1].update(bits=4, group_size=64)
-
-    yield Mistake("the head has 4g64 bits; only 16 bits", "plan.json", edited("out/plan.json", head), QUANTIZE, 3)

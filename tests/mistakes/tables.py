@@ -43,7 +43,6 @@ def profile_mistakes() -> Iterator[Mistake]:
     ]:
         yield profile("tiny,48,88,3,64,float,prefill,2,8,0,", f"tiny,48,88,3,64,float,prefill,2,8,0,{seconds}\n#", says)
     yield profile(f"{first_row}", "# ", "batch 1 × 8 tokens is missing; measure the whole grid", SIMULATE, "profile")
-    yield profile("tiny#head", "tiny#tail", "head at 16 bits on cpu has no rows", PLAN, "profile")
 
 
 def links_mistakes() -> Iterator[Mistake]:

@@ -60,10 +60,11 @@ def plan_of(
     decoder_choices: Sequence[Choice],
     memory_bytes: int = 2**30,
     digest: str = "",
+    ends: tuple[Choice, Choice] = (UNQUANTISED, UNQUANTISED),
 ) -> Plan:
-    """A plan made by hand; `sizes` are those of prefill and decode micro-batches."""
+    """A plan made by hand; `sizes` are those of prefill and decode micro-batches, `ends` embedding and head."""
     devices = tuple(Device("localhost", slot, "cpu", memory_bytes) for slot in range(stages))
-    choices = iter((UNQUANTISED, *decoder_choices, UNQUANTISED))
+    choices = iter((ends[0], *decoder_choices, ends[1]))
     return Plan(
         model={"path": "", "digest": digest, "num_hidden_layers": len(decoder_choices)},
         devices=devices,

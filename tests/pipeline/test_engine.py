@@ -37,6 +37,14 @@ TINY = {
 }
 REAL = ("demo", "stories260k")
 MIXED = (Choice(3, 32), UNQUANTISED, Choice(8, 32), Choice(4, 32))
+WHOLE = (UNQUANTISED, UNQUANTISED)
+ENDS = {  # by model, embedding and head
+    "gqa_tied": (Choice(8, 32), Choice(4, 32)),
+    "mha_untied": (UNQUANTISED, Choice(3, 32)),
+    "opt": (Choice(4, 32), Choice(8, 32)),
+    "opt_350m": (Choice(3, 32), UNQUANTISED),
+    "bloom": (Choice(4, 32), Choice(3, 32)),
+}
 FAMILIES = {name: fields for name, fields in VARIANTS.items() if not fields.keys() & {"num_hidden_layers", "n_layer"}}
 AT_ALL_SIZES = (
     *TINY,
@@ -106,12 +114,15 @@ class Models:
             )
         return texts
 
-    def _quantised(self) -> tuple[Path, LocalModel]:
-        """A checkpoint folder with `MIXED` layers of the GQA model, and that model in one process."""
-        folder = ModelFolder(self.folders["gqa_tied"])
+    def _quantised(
+        self, name: str, decoders: tuple[Choice, ...], ends: tuple[Choice, Choice]
+    ) -> tuple[Path, LocalModel]:
+        """A checkpoint folder with these layers of a model, and that model in one process with plain matrices."""
+        folder = ModelFolder(self.folders[name])
         windows = CalibrationWindows(torch.randint(99, (4, 32), generator=torch.Generator().manual_seed(0)))
-        shards = quantise_layers(folder, enumerate(MIXED), windows, self.path / "checkpoint")
-        return shards.path, single_process_model(folder, MIXED, shards, dequantised=True)
+        wanted = [*enumerate(decoders), ("embedding", ends[0]), ("head", ends[1])]
+        shards = quantise_layers(folder, wanted, windows, self.path / "checkpoint")
+        return shards.path, single_process_model(folder, decoders, shards, dequantised=True, ends=ends)
 
 
 @pytest.fixture(scope="module")
@@ -164,10 +175,22 @@ def cases_of(stages: int, models: Models) -> list[Case]:
         ),
         case("too large", "wide_heads", (3, 2), [], memory_bytes=100_000),
     ]
-    checkpoint, _ = models.quantised()
-    quantised = models.folders["gqa_tied"]
-    plan = plan_of(stages, WORKLOAD, (3, 2), MIXED)
-    return [*cases, Case("mixed bits", plan, quantised, [requests(models.prompts("gqa_tied"))], checkpoint)]
+    return [*cases, *quantised_cases(stages, models)]
+
+
+def quantised_cases(stages: int, models: Models) -> list[Case]:
+    def case(name: str, model: str, decoders: tuple[Choice, ...], ends: tuple[Choice, Choice]) -> Case:
+        plan = plan_of(stages, WORKLOAD, (3, 2), decoders, ends=ends)
+        checkpoint, _ = models.quantised(model, decoders, ends)
+        return Case(name, plan, models.folders[model], [requests(models.prompts(model))], checkpoint)
+
+    of_ends = [case(f"ends of {model}", model, decoders_of(model, models), ends) for model, ends in ENDS.items()]
+    return [case("mixed bits", "gqa_tied", MIXED, WHOLE), *of_ends]
+
+
+def decoders_of(model: str, models: Models) -> tuple[Choice, ...]:
+    """All but the first unquantised, so that ends are quantised beside both."""
+    return (Choice(8, 32), *[UNQUANTISED] * (ModelFolder(models.folders[model]).spec.num_hidden_layers - 1))
 
 
 def early_ends(prompts: list[tuple[int, ...]]) -> list[Request]:
@@ -226,10 +249,23 @@ def test_mixed_bits_over_stages_give_the_tokens_of_one_process(
     stages: int, models: Models, ran: Callable[[int], dict[str, Ran]]
 ) -> None:
     (batch,) = ran(stages)["mixed bits"].batches
-    _, model = models.quantised()
+    _, model = models.quantised("gqa_tied", MIXED, WHOLE)
     tokens = list(batch["tokens"].values())
     assert tokens == model.generate_greedy(models.prompts("gqa_tied"), NEW_TOKENS)
     assert tokens != models.expected("gqa_tied")  # quantised they were
+
+
+@pytest.mark.parametrize("stages", STAGES)
+@pytest.mark.parametrize("model", ENDS)
+def test_quantised_ends_give_the_tokens_of_one_process(
+    model: str, stages: int, models: Models, ran: Callable[[int], dict[str, Ran]]
+) -> None:
+    (batch,) = ran(stages)[f"ends of {model}"].batches
+    prompts, decoders = models.prompts(model), decoders_of(model, models)
+    (_, plain), (_, whole) = (models.quantised(model, decoders, ends) for ends in (ENDS[model], WHOLE))
+    tokens = list(batch["tokens"].values())
+    assert tokens == plain.generate_greedy(prompts, NEW_TOKENS)
+    assert tokens != whole.generate_greedy(prompts, NEW_TOKENS)  # quantised they were
 
 
 @pytest.mark.parametrize("stages", STAGES)

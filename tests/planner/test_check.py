@@ -4,11 +4,10 @@ from dataclasses import replace
 
 import pytest
 
+from hetero_infer.bench.planner.tiny import FOUR, PlanRequest, random_request
 from hetero_infer.planner.check import check_plan
-from hetero_infer.planner.search import find_plan
 from hetero_infer.spec import UNQUANTISED, Choice, Plan
-
-from .instances import FOUR, PlanRequest, random_request
+from tests.planner.all_devices import plan_with_all
 
 
 @pytest.fixture(scope="module")
@@ -16,14 +15,18 @@ def request_() -> PlanRequest:
     return next(
         request
         for request in map(random_request, range(1, 200, 3))
-        if len(request.cluster.devices) == 2 and FOUR in request.choices and UNQUANTISED in request.choices
+        if len(request.cluster.devices) == 2
+        and {FOUR, UNQUANTISED} <= set(request.choices)
+        and request.head_choices == (UNQUANTISED,)
     )
 
 
 @pytest.fixture(scope="module")
 def plan(request_: PlanRequest) -> Plan:
     roomy = tuple(replace(device, memory_bytes=2**24) for device in request_.cluster.devices)
-    return find_plan(replace(request_, cluster=replace(request_.cluster, devices=roomy)), time_limit_s=60, gap=0)
+    plan = plan_with_all(replace(request_, cluster=replace(request_.cluster, devices=roomy)))
+    assert plan
+    return plan
 
 
 def violations(plan: Plan, request: PlanRequest) -> list[str]:

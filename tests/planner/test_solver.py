@@ -1,21 +1,27 @@
 """HiGHS's four answers stay four answers."""
 
-import math
 from dataclasses import replace
 
 import pytest
 
-from hetero_infer.planner.fluid import fluid_bound_s
+from hetero_infer.bench.planner.tiny import (
+    EIGHT,
+    FOUR,
+    LOSS,
+    THREE,
+    UNQUANTISED,
+    PlanRequest,
+    RandomLatency,
+    random_request,
+)
 from hetero_infer.planner.problem import PlanningProblem, build_problem
-from hetero_infer.planner.solver import Infeasible, Solution, Undecided, refine, solve
+from hetero_infer.planner.solver import Infeasible, Solution, Undecided, solve
 from hetero_infer.spec import Device, SensitivityTable
-
-from .instances import EIGHT, FOUR, LOSS, THREE, UNQUANTISED, PlanRequest, RandomLatency, random_request
 
 
 def wide_request(num_layers: int, num_devices: int) -> PlanRequest:
     """Too large to solve at a glance."""
-    request = random_request(0)
+    request = random_request(3)
     choices = (THREE, FOUR, EIGHT, UNQUANTISED)
     devices = tuple(Device("a", j, "cpu", 10**6 + 170_000 * j, 1 + 0.37 * j) for j in range(num_devices))
     omega = tuple(tuple(LOSS[choice] * (1 + 0.01 * layer) for choice in choices) for layer in range(num_layers))
@@ -39,7 +45,6 @@ def wide() -> PlanningProblem:
 def test_an_optimum_is_certified(wide: PlanningProblem) -> None:
     solution = solve(wide, time_limit_s=60, gap=1e-4)
     assert isinstance(solution, Solution) and solution.is_optimal
-    assert fluid_bound_s(wide) <= solution.bound_s * (1 + 1e-4)
     assert solution.bound_s <= solution.objective_s <= solution.bound_s * (1 + 2e-4)
     assert solution.omega <= wide.omega_limit
     assert [len(stage) > 0 for stage in solution.layers] == [True] * 5
@@ -62,15 +67,6 @@ def test_infeasible_is_not_a_time_limit(wide: PlanningProblem) -> None:
 
 
 def test_a_cutoff_below_the_optimum_leaves_nothing(wide: PlanningProblem) -> None:
-    assert solve(wide, time_limit_s=60, gap=0, cutoff_s=fluid_bound_s(wide) * 0.999) == Infeasible()
-
-
-def test_fewer_lost_bits_never_cost_time(wide: PlanningProblem) -> None:
-    for omega_limit in (wide.omega_limit, math.inf):
-        problem = replace(wide, omega_limit=omega_limit)
-        solution = solve(problem, time_limit_s=60, gap=1e-3)
-        assert isinstance(solution, Solution)
-        refined = refine(problem, solution, time_limit_s=60)
-        assert refined.objective_s <= solution.objective_s * (1 + 1e-9)
-        assert refined.omega <= solution.omega
-        assert refined.bound_s == solution.bound_s
+    optimum = solve(wide, time_limit_s=60, gap=1e-4)
+    assert isinstance(optimum, Solution)
+    assert solve(wide, time_limit_s=60, gap=0, cutoff_s=optimum.bound_s * 0.999) == Infeasible()

@@ -4,18 +4,19 @@ from dataclasses import replace
 
 import pytest
 
+from hetero_infer.bench.planner.tiny import EIGHT, FOUR, THREE, RandomLatency, random_request
 from hetero_infer.planner.estimate import estimate_plan
 from hetero_infer.planner.request import PlanRequest
-from hetero_infer.planner.search import find_plan
 from hetero_infer.planner.uniform import bits_words, uniform_plan, why_not_uniform
 from hetero_infer.spec import UNQUANTISED, Choice, Plan
-
-from .instances import EIGHT, FOUR, THREE, RandomLatency, random_request
+from tests.planner.all_devices import plan_with_all
 
 
 @pytest.fixture(scope="module")
 def request_() -> PlanRequest:
-    request = next(r for r in map(random_request, range(0, 300, 3)) if len(r.cluster.devices) == 3)
+    request = next(
+        r for r in map(random_request, range(0, 300, 3)) if len(r.cluster.devices) == 3 <= r.model.num_hidden_layers
+    )
     roomy = tuple(replace(device, memory_bytes=2**26) for device in request.cluster.devices)
     cluster, choices = replace(request.cluster, devices=roomy), request.choices
     return replace(request, cluster=cluster, latency=RandomLatency(1), choices=choices)
@@ -23,7 +24,9 @@ def request_() -> PlanRequest:
 
 @pytest.fixture(scope="module")
 def plan(request_: PlanRequest) -> Plan:
-    return find_plan(request_, time_limit_s=60, gap=0)
+    plan = plan_with_all(request_)
+    assert plan
+    return plan
 
 
 def estimated(plan: Plan, request: PlanRequest) -> Plan:

@@ -2,9 +2,9 @@ import pytest
 import torch
 from auto_gptq.nn_modules.qlinear.qlinear_cuda_old import QuantLinear as AutoGptqLinear
 
-from hetero_infer.measure.round_to_nearest import round_to_nearest
 from hetero_infer.quant.gptq import quantise_linear
 from hetero_infer.quant.linear import QuantLinear, pack_linear
+from hetero_infer.quant.round_to_nearest import round_to_nearest
 from hetero_infer.spec import Choice
 from tests.quant.test_quant_linear import random_grid
 

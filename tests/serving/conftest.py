@@ -25,14 +25,14 @@ CHAT_TEMPLATE = (
 class ReversingPipeline:
     """Keeps the commands it got. Tokens come one by one."""
 
-    def __init__(self) -> None:
+    def __init__(self, batch_size: int = BATCH_SIZE) -> None:
         self.plan = Plan(
             model={"path": "tiny", "digest": "", "num_hidden_layers": 1},
             devices=(Device("localhost", 0, "cpu", 2**30),),
-            workload=Workload(BATCH_SIZE, prompt_tokens=8, new_tokens=8),
+            workload=Workload(batch_size, prompt_tokens=8, new_tokens=8),
             stages=(StagePlan("localhost:0", (UNQUANTISED,) * 3),),
-            prefill_micro_batch_size=4,
-            decode_micro_batch_size=4,
+            prefill_micro_batch_size=1,
+            decode_micro_batch_size=1,
         )
         self.commands: list[dict[str, Any]] = []
         self._events: asyncio.Queue[dict[str, Any]] = asyncio.Queue()

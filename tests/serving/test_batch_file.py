@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from hetero_infer.serving.batch_file import BatchJob, BatchSummary
+from hetero_infer.serving.engine_client import Totals
 from hetero_infer.spec import InputError
 from hetero_infer.spec.config import DEMO_MODEL
 
@@ -27,7 +28,7 @@ def run_batch(folder: Path, pipeline, *lines: str | bytes, **config: int) -> tup
     (folder / "in.jsonl").write_bytes(b"\n".join(data) + b"\n")
     job = BatchJob(folder / "in.jsonl", folder / "out.jsonl")
     job.open(SimpleNamespace(model=folder))
-    asyncio.run(asyncio.wait_for(job.run(pipeline), 10))
+    asyncio.run(asyncio.wait_for(job.run([pipeline]), 10))
     assert not (folder / "out.jsonl.part").exists()
     return list(map(json.loads, (folder / "out.jsonl").read_text().splitlines())), job.summary
 
@@ -38,7 +39,13 @@ def test_answers_stand_in_the_order_of_the_questions(tmp_path: Path, pipeline) -
     assert answers[4]["response"]["body"]["choices"][0]["token_ids"] == [6, 5]
     assert answers[4]["response"]["status_code"] == 200 and answers[4]["error"] is None
     assert [len(command["requests"]) for command in pipeline.commands] == [4, 4, 3]
-    assert summary == BatchSummary(11, 0, prompt_tokens=22, new_tokens=11, prefill_s=3.0, decode_s=1.5)
+    counts = {"prompt_tokens": 22, "new_tokens": 11, "prefill_s": 3.0, "decode_s": 1.5}
+    assert summary == BatchSummary(11, 0, **counts, replicas=(Totals(11, **counts),))
+
+
+def test_replicas_work_at_the_same_time_so_their_longest_seconds_count() -> None:
+    totals = (Totals(6, 60, 12, prefill_s=1.0, decode_s=4.0), Totals(4, 40, 8, prefill_s=2.0, decode_s=3.0))
+    assert BatchSummary.of(11, 1, totals) == BatchSummary(11, 1, 100, 20, 2.0, 4.0, totals)
 
 
 @pytest.mark.parametrize(
@@ -92,7 +99,7 @@ def test_a_cancelled_batch_keeps_what_is_done_apart(tmp_path: Path, pipeline) ->
         (tmp_path / "in.jsonl").write_text("\n".join(line(f"q{n}", [n]) for n in range(1, 12)))
         job = BatchJob(tmp_path / "in.jsonl", tmp_path / "out.jsonl")
         job.open(SimpleNamespace(model=tmp_path))
-        asyncio.run(asyncio.wait_for(job.run(pipeline), 0.5))
+        asyncio.run(asyncio.wait_for(job.run([pipeline]), 0.5))
     assert not (tmp_path / "out.jsonl").exists()
     assert len((tmp_path / "out.jsonl.part").read_text().splitlines()) == 4
 

@@ -1,4 +1,4 @@
-"""Many callers share batches; one batch is in flight at a time."""
+"""Many callers share batches; one batch is in flight at a time on each replica."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -10,6 +10,7 @@ from hetero_infer.serving.engine_client import EngineClient, PipelineLost
 from hetero_infer.serving.request import Request
 from hetero_infer.serving.served_model import ServedModel
 from hetero_infer.spec.sampling import Sampling
+from tests.serving.conftest import ReversingPipeline
 
 MODEL = ServedModel("tiny", vocab_size=100, stop_ids=(0,), prompt_tokens=15, cache_tokens=15)
 
@@ -18,9 +19,9 @@ def request(*prompt: int) -> Request:
     return Request(prompt, max_tokens=3, sampling=Sampling())
 
 
-def with_engine(pipeline, scenario: Callable[[EngineClient], Awaitable[object]], model: ServedModel = MODEL) -> object:
+def with_engine(pipelines, scenario: Callable[[EngineClient], Awaitable[object]], model: ServedModel = MODEL) -> object:
     async def run() -> object:
-        engine = EngineClient(pipeline, model)
+        engine = EngineClient(pipelines if isinstance(pipelines, list) else [pipelines], model)
         generating = asyncio.create_task(engine.run())
         try:
             return await asyncio.wait_for(scenario(engine), 5)
@@ -45,7 +46,8 @@ def test_requests_that_wait_together_run_together(pipeline) -> None:
 
 def test_a_lone_request_does_not_wait_for_a_full_batch(pipeline) -> None:
     completion = with_engine(pipeline, lambda engine: engine.complete(request(7)))
-    assert completion == Completion(prompt_tokens=1, tokens=(7,), finish_reason="length", text_offsets=(0,))
+    told = {"finish_reason": "length", "text_offsets": (0,), "fingerprint": pipeline.plan.fingerprint}
+    assert completion == Completion(prompt_tokens=1, tokens=(7,), **told)
 
 
 def reversed_prompt(model: ServedModel, text: str, **fields: object) -> Request:
@@ -89,13 +91,57 @@ def test_the_engines_seconds_are_summed(pipeline) -> None:
         await engine.drain()
         return engine
 
-    totals = with_engine(pipeline, scenario).totals
+    (totals,) = with_engine(pipeline, scenario).totals
     assert (totals.prompt_tokens, totals.prefill_s) == (4, 2.0)
+
+
+def test_replicas_get_their_shares_of_a_batch() -> None:
+    async def scenario(engine: EngineClient) -> list[Completion]:
+        assert engine.batch_size == 5
+        return await asyncio.gather(*(engine.complete(request(n, n + 1)) for n in range(5)))
+
+    pair = [ReversingPipeline(batch_size) for batch_size in (3, 2)]
+    completions = with_engine(pair, scenario)
+    assert [completion.tokens for completion in completions] == [(n + 1, n) for n in range(5)]
+    sent = [[request["prompt"][0] for request in replica.commands[0]["requests"]] for replica in pair]
+    assert sent == [[0, 1, 2], [3, 4]] and [len(replica.commands) for replica in pair] == [1, 1]
+
+
+def test_the_replica_that_is_free_takes_the_next_batch_and_a_slow_one_holds_nobody_up() -> None:
+    async def scenario(engine: EngineClient) -> EngineClient:
+        first, *others = (asyncio.create_task(engine.complete(request(n))) for n in range(7))
+        await asyncio.gather(*others)
+        assert not first.done()
+        answer(slow.commands[0])
+        await first
+        await engine.drain()
+        return engine
+
+    slow, fast = ReversingPipeline(1), ReversingPipeline(2)
+    answer, slow.send = slow.send, slow.commands.append
+    engine = with_engine([slow, fast], scenario)
+    assert [len(command["requests"]) for command in fast.commands] == [2, 2, 2]
+    assert [totals.requests for totals in engine.totals] == [1, 6]
+
+
+def test_a_replica_that_fails_ends_the_work_of_all() -> None:
+    async def run() -> None:
+        failing, silent = ReversingPipeline(1), ReversingPipeline(1)
+        failing.send = lambda command: failing._events.put_nowait({"event": "tokens", "request": 77, "tokens": [1]})
+        silent.send = silent.commands.append
+        engine = EngineClient([failing, silent], MODEL)
+        generating = asyncio.create_task(engine.run())
+        waiting = [asyncio.create_task(engine.complete(request(n))) for n in range(3)]
+        assert all(isinstance(error, PipelineLost) for error in await asyncio.gather(*waiting, return_exceptions=True))
+        with pytest.raises(KeyError):
+            await generating
+
+    asyncio.run(asyncio.wait_for(run(), 5))
 
 
 def test_a_front_that_fails_leaves_nobody_waiting(pipeline) -> None:
     async def run() -> None:
-        engine = EngineClient(pipeline, MODEL)
+        engine = EngineClient([pipeline], MODEL)
         generating = asyncio.create_task(engine.run())
         pipeline.send = lambda command: pipeline._events.put_nowait({"event": "tokens", "request": 77, "tokens": [1]})
         with pytest.raises(PipelineLost, match="KeyError"):
@@ -109,7 +155,7 @@ def test_a_front_that_fails_leaves_nobody_waiting(pipeline) -> None:
 def test_whoever_waits_when_the_pipeline_ends_is_told(pipeline) -> None:
     async def run() -> None:
         pipeline.send = lambda command: None  # a pipeline that never answers
-        engine = EngineClient(pipeline, MODEL)
+        engine = EngineClient([pipeline], MODEL)
         generating = asyncio.create_task(engine.run())
         waiting = [asyncio.create_task(engine.complete(request(n))) for n in range(1, 7)]
         await asyncio.sleep(0.05)

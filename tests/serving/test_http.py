@@ -12,7 +12,7 @@ from hetero_infer.serving.served_model import ServedModel
 
 def with_client(model: ServedModel, pipeline, scenario: Callable[[httpx.AsyncClient], Awaitable[object]]) -> object:
     async def run() -> object:
-        engine = EngineClient(pipeline, model, gather_s=0.05)
+        engine = EngineClient([pipeline], model, gather_s=0.05)
         generating = asyncio.create_task(engine.run())
         transport = httpx.ASGITransport(build_app(engine, model))
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:

@@ -74,6 +74,14 @@ def test_it_says_which_layers_and_where() -> None:
     assert FULL.estimate.total_s == 3.75
 
 
+def test_its_fingerprint_is_that_of_the_bits_wherever_the_layers_stand() -> None:
+    alone = replace(PLAN, stages=(StagePlan("b:0", PLAN.layer_choices),), decode_micro_batch_size=7)
+    assert alone.fingerprint == PLAN.fingerprint
+    other_bits = StagePlan("b:0", (*PLAN.layer_choices[:3], FOUR, *PLAN.layer_choices[4:]))
+    assert replace(alone, stages=(other_bits,)).fingerprint != PLAN.fingerprint
+    assert replace(PLAN, model={**PLAN.model, "digest": "4567"}).fingerprint != PLAN.fingerprint
+
+
 def test_stages_of_the_embedding_or_the_head_alone_have_no_decoder() -> None:
     stages = (StagePlan("a:0", (UNQUANTISED,)), StagePlan("b:0", (FOUR,) * 4), StagePlan("b:1", (UNQUANTISED,)))
     plan = replace(PLAN, stages=stages)
@@ -101,7 +109,7 @@ def test_micro_batches_cover_the_batch_in_order(batch: int, size: int, expected:
         (lambda plan: plan["pipelines"][0]["stages"][1].update(layers=[]), "the stage on b:1 has no layer"),
         (lambda plan: plan["pipelines"][0]["prefill"].update(micro_batch_size=8), "= 8 for a batch of 7"),
         (lambda plan: plan["pipelines"][0]["decode"].update(micro_batch_size=0), "= 0 for a batch of 7"),
-        (lambda plan: plan["pipelines"].append({}), "it has 2 pipelines; this version runs one"),
+        (lambda plan: plan["pipelines"].append({}), "it has 2 pipelines; one is wanted here"),
         (lambda plan: plan["pipelines"][0]["stages"][0]["layers"][1].update(bits=5), "bits = 5: choose from"),
         (
             lambda plan: plan["pipelines"][0]["stages"][0]["layers"][1].update(bits="4"),

@@ -14,7 +14,7 @@ def main() -> int:
     parser.add_argument("plan", nargs="?")
     parser.add_argument("-c", type=Path)
     parser.add_argument("-o", type=Path)
-    parser.add_argument("--stages")
+    parser.add_argument("--devices")
     args = parser.parse_args()
     folder = args.c.parent
     if args.verb == "plan":
@@ -25,7 +25,7 @@ def main() -> int:
         shutil.copy(folder / "prepared-plan.json", args.o)
     else:
         with (folder / "quantised").open("a") as log:
-            log.write(f"{args.stages}\n")
+            log.write(f"{args.devices}\n")
     return 0
 
 

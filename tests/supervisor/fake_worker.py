@@ -19,16 +19,16 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--plan", type=Path, required=True)
     parser.add_argument("--config", type=Path, required=True)
-    parser.add_argument("--stage", type=int, required=True)
+    parser.add_argument("--device", required=True)
     args = parser.parse_args()
     folder = args.config.parent
     facts = {"pid": os.getpid(), "environment": dict(os.environ)}
-    (folder / f"worker-{args.stage}.json").write_text(json.dumps(facts))
+    (folder / f"worker-{args.device}.json").write_text(json.dumps(facts))
     print("this goes to stderr", flush=True)
     assert args.plan.exists()
     channel.send({"event": "ready"})
     told_to_stop = folder / "workers-stop"
-    if args.stage == 0:
+    if os.environ["RANK"] == "0":
         answer(channel)
         told_to_stop.touch()  # a real pipeline tells the other stages through its messages
     while not told_to_stop.exists():

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from hetero_infer.spec import UNQUANTISED, Device, Plan, StagePlan, Workload
+from hetero_infer.spec import UNQUANTISED, Device, Fleet, Plan, StagePlan, Workload
 
 SCRIPT = Path(__file__).parent / "launch_fake.py"
 DECODER_LAYERS = 4
@@ -35,6 +35,10 @@ def make_devices(*slots: int, hosts: Sequence[str] = ("localhost",)) -> list[Dev
     """`slots[i]` devices on `hosts[i]`."""
     counts = zip(hosts, slots, strict=True)
     return [Device(host, slot, "cpu", 2**30, threads=slot + 1) for host, count in counts for slot in range(count)]
+
+
+def make_fleet(devices: Sequence[Device], *replicas: Sequence[str]) -> Fleet:
+    return Fleet(tuple(make_plan(devices, stages) for stages in replicas))
 
 
 class RunFolder:
@@ -64,7 +68,7 @@ class RunFolder:
     def set_hosts(self, text: str) -> None:
         (self.path / "hostfile").write_text(text + "\n")
 
-    def set_plan(self, plan: Plan) -> None:
+    def set_plan(self, plan: Plan | Fleet) -> None:
         plan.save(self.path / "prepared-plan.json")
 
     def batch(self, *prompts: list[int], **fields: object) -> list[str]:
@@ -108,9 +112,9 @@ class RunFolder:
         wait_until(lambda: not self.left_over(), 3, lambda: f"left over: {self.left_over()}\n{self.said()}")
         return [process.returncode for process in self.processes]
 
-    def worker(self, stage: int) -> dict:
-        """What the fake worker of a stage noted about itself, once it did."""
-        path = self.path / f"worker-{stage}.json"
+    def worker(self, slot: int) -> dict:
+        """What the fake worker of a slot of localhost noted about itself, once it did."""
+        path = self.path / f"worker-localhost:{slot}.json"
         wait_until(lambda: path.exists() and path.stat().st_size > 0, 20, self.said)
         return json.loads(path.read_text())
 

@@ -39,7 +39,7 @@ def test_a_batch_under_mpirun(run_folder: RunFolder) -> None:
     under_mpirun(run_folder, run_folder.batch([1, 2, 3], [4, 5]))
     assert run_folder.wait(30) == [0], run_folder.said()
     assert run_folder.answers == [[3, 2, 1], [5, 4]]
-    environment = run_folder.worker(stage=1)["environment"]
+    environment = run_folder.worker(slot=1)["environment"]
     assert not [name for name in environment if name.startswith(("OMPI_", "PMIX_"))]
 
 
@@ -47,7 +47,7 @@ def test_a_batch_under_mpirun(run_folder: RunFolder) -> None:
 def test_a_stopped_worker_under_mpirun_leaves_nothing(run_folder: RunFolder) -> None:
     under_mpirun(run_folder, run_folder.batch([1, 2], [99]))
     run_folder.wait_for_first_answer()
-    os.kill(run_folder.worker(stage=1)["pid"], signal.SIGSTOP)
+    os.kill(run_folder.worker(slot=1)["pid"], signal.SIGSTOP)
     assert run_folder.wait(15) == [1]
     assert "stage 1 on localhost:1" in run_folder.said()
 
@@ -64,7 +64,7 @@ def test_the_death_of_mpirun_ends_the_run(run_folder: RunFolder) -> None:
 def test_a_killed_worker_under_deepspeed_leaves_nothing(run_folder: RunFolder) -> None:
     under_deepspeed(run_folder, run_folder.batch([1, 2], [99]))
     run_folder.wait_for_first_answer()
-    pid = run_folder.worker(stage=2)["pid"]
+    pid = run_folder.worker(slot=2)["pid"]
     os.kill(pid, signal.SIGKILL)
     assert run_folder.wait(15) == [1]
     assert f"pid {pid}): worker killed by SIGKILL" in run_folder.said()

@@ -1,7 +1,7 @@
-"""Stage order, rank order and hostfile order, and hosts that are not those of the plan."""
+"""Replicas, stage order, rank order and hostfile order, and hosts that are not those of the plan."""
 
 import pytest
-from running import make_devices, make_plan
+from running import make_devices, make_fleet
 
 from hetero_infer.spec import InputError
 from hetero_infer.supervisor.rank_map import Joined, RankMap, check_hosts
@@ -14,14 +14,23 @@ def joined(*hosts: str, nodes: str = "") -> list[Joined]:
 
 
 def test_stages_turn_into_ranks_by_the_hostfile() -> None:
-    rank_map = RankMap.of(make_plan(DEVICES, ["node-b:1", "node-a:0"]), joined("node-a", "node-b", "node-b"))
-    assert rank_map.launcher_ranks == (2, 0)
-    assert [rank_map.stage_of(rank) for rank in range(3)] == [1, None, 0]
+    rank_map = RankMap.of(make_fleet(DEVICES, ["node-b:1", "node-a:0"]), joined("node-a", "node-b", "node-b"))
+    assert rank_map.worlds == ((2, 0),) and rank_map.leaders == (2,)
+    assert [rank_map.seat_of(rank) for rank in range(3)] == [(0, 1), None, (0, 0)]
 
 
-def test_the_first_supervisor_with_a_stage_prepares_for_its_host() -> None:
-    plan = make_plan(DEVICES, ["node-b:1", "node-a:0", "node-b:0"])
-    assert RankMap.of(plan, joined("a", "b", "b")).stages_to_prepare == {1: (0, 2), 0: (1,)}
+def test_each_replica_is_a_world_of_its_own() -> None:
+    fleet = make_fleet(make_devices(2, 3, hosts=("a", "b")), ["b:2", "a:1"], ["b:0", "a:0"])
+    rank_map = RankMap.of(fleet, joined("a", "a", "b", "b", "b"))
+    assert rank_map.worlds == ((4, 1), (2, 0)) and rank_map.leaders == (4, 2)
+    assert rank_map.workers == (4, 1, 2, 0)
+    assert [rank_map.seat_of(rank) for rank in range(5)] == [(1, 1), (0, 1), (1, 0), None, (0, 0)]
+
+
+def test_the_first_supervisor_with_a_stage_prepares_for_its_host_whichever_replica_it_is_of() -> None:
+    fleet = make_fleet(DEVICES, ["node-b:1", "node-a:0"], ["node-b:0"])
+    prepared = RankMap.of(fleet, joined("a", "b", "b")).devices_to_prepare
+    assert prepared == {0: ("node-a:0",), 1: ("node-b:0", "node-b:1")}
 
 
 def test_names_may_differ_from_the_hostfile() -> None:

@@ -8,7 +8,7 @@ import time
 
 import httpx
 import pytest
-from running import RunFolder, make_devices, make_plan, wait_until
+from running import RunFolder, make_devices, make_fleet, make_plan, wait_until
 
 pytestmark = [pytest.mark.processes, pytest.mark.timeout(60)]
 HANGING = [[1, 2], [99]]  # the second never ends
@@ -20,10 +20,12 @@ def test_a_batch_is_answered_in_order(run_folder: RunFolder) -> None:
     run_folder.start_supervisors([*run_folder.batch(*prompts), "--summary", f"{run_folder.path}/summary.json"])
     assert run_folder.wait() == [0, 0, 0], run_folder.said()
     assert run_folder.answers == [prompt[::-1] for prompt in prompts]
-    assert (run_folder.path / "quantised").read_text() == "0,1,2\n"
+    assert (run_folder.path / "quantised").read_text() == "localhost:0,localhost:1,localhost:2\n"
     summary = json.loads((run_folder.path / "summary.json").read_text())
     counts = {"requests": 11, "failed": 0, "prompt_tokens": 33, "new_tokens": 33}
-    assert summary == counts | {"prefill_s": 3 * 0.5, "decode_s": 3 * 0.25}
+    seconds = {"prefill_s": 3 * 0.5, "decode_s": 3 * 0.25}
+    only = {"requests": 11, "prompt_tokens": 33, "new_tokens": 33, **seconds}
+    assert summary == {**counts, **seconds, "replicas": [only]}
     assert not (run_folder.path / "out.jsonl.part").exists()
 
 
@@ -43,12 +45,47 @@ def test_a_worker_has_its_place_among_the_workers_and_nothing_of_the_launcher(ru
     run_folder.start_supervisors(run_folder.batch([1, 2]))
     assert run_folder.wait() == [0, 0, 0], run_folder.said()
     assert run_folder.answers == [[2, 1]]
-    environment = run_folder.worker(stage=1)["environment"]
+    environment = run_folder.worker(slot=2)["environment"]
     wanted = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "2", "OMP_NUM_THREADS": "3", "MASTER_ADDR": "127.0.0.1"}
     wanted |= {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
     assert wanted.items() <= environment.items()
-    assert environment["MASTER_PORT"] == run_folder.worker(stage=0)["environment"]["MASTER_PORT"]
-    assert not (run_folder.path / "worker-2.json").exists()
+    assert environment["MASTER_PORT"] == run_folder.worker(slot=1)["environment"]["MASTER_PORT"]
+    assert not (run_folder.path / "worker-localhost:0.json").exists()
+
+
+@pytest.fixture
+def replicas(run_folder: RunFolder) -> RunFolder:
+    """Two of two stages each on five slots; the middle one is in neither."""
+    run_folder.set_hosts("localhost slots=5 # gpu=cpu memory=1GiB")
+    names = [["localhost:4", "localhost:0"], ["localhost:1", "localhost:3"]]
+    run_folder.set_plan(make_fleet(make_devices(5), *names))
+    return run_folder
+
+
+def test_replicas_are_worlds_of_their_own_and_share_a_batch(replicas: RunFolder) -> None:
+    prompts = [[n, n + 1, n + 2] for n in range(1, 24)]
+    summary = replicas.path / "summary.json"
+    replicas.start_supervisors([*replicas.batch(*prompts), "--summary", str(summary)], world_size=5)
+    assert replicas.wait() == [0] * 5, replicas.said()
+    assert replicas.answers == [prompt[::-1] for prompt in prompts]
+    served = json.loads(summary.read_text())["replicas"]
+    assert len(served) == 2 and sum(replica["requests"] for replica in served) == len(prompts)
+    assert min(replica["requests"] for replica in served) > 0
+    places = {slot: replicas.worker(slot)["environment"] for slot in (4, 0, 1, 3)}
+    assert [(place["RANK"], place["WORLD_SIZE"]) for place in places.values()] == [("0", "2"), ("1", "2")] * 2
+    ports = [place["MASTER_PORT"] for place in places.values()]
+    assert ports[0] == ports[1] != ports[2] == ports[3]
+    assert not (replicas.path / "worker-localhost:2.json").exists()
+    assert (replicas.path / "quantised").read_text() == "localhost:0,localhost:1,localhost:3,localhost:4\n"
+
+
+def test_a_worker_of_any_replica_that_dies_ends_the_run_and_is_named(replicas: RunFolder) -> None:
+    replicas.start_supervisors(replicas.batch(*HANGING), world_size=5)
+    replicas.wait_for_first_answer()
+    pid = replicas.worker(slot=3)["pid"]
+    os.kill(pid, signal.SIGKILL)
+    assert replicas.wait(DEAD_WITHIN_S) == [1] * 5
+    assert f"replica 1, stage 1 on localhost:3 (host {os.uname().nodename}, pid {pid})" in replicas.said()
 
 
 def test_one_supervisor_started_by_hand_is_a_whole_run(run_folder: RunFolder) -> None:
@@ -67,7 +104,7 @@ def test_a_worker_that_dies_or_stops_ends_the_run_and_is_named(
 ) -> None:
     run_folder.start_supervisors(run_folder.batch(*HANGING))
     run_folder.wait_for_first_answer()
-    pid = run_folder.worker(stage=1)["pid"]
+    pid = run_folder.worker(slot=1)["pid"]
     os.kill(pid, number)
     assert run_folder.wait(DEAD_WITHIN_S) == [1, 1, 1]
     lines = [line for line in run_folder.said().splitlines() if "stage" in line and "plan" not in line]
@@ -77,7 +114,7 @@ def test_a_worker_that_dies_or_stops_ends_the_run_and_is_named(
 
 def test_the_loss_of_a_supervisor_ends_the_run_and_is_named(run_folder: RunFolder) -> None:
     run_folder.start_supervisors(run_folder.batch(*HANGING))
-    run_folder.worker(stage=2)
+    run_folder.worker(slot=2)
     run_folder.processes[2].kill()
     assert run_folder.wait(DEAD_WITHIN_S) == [1, 1, -9]
     assert f"stage 2 on localhost:2 (host {os.uname().nodename})" in run_folder.said()
@@ -86,7 +123,7 @@ def test_the_loss_of_a_supervisor_ends_the_run_and_is_named(run_folder: RunFolde
 
 def test_a_supervisor_that_dies_takes_even_a_stopped_worker_along(run_folder: RunFolder) -> None:
     run_folder.start_supervisors(run_folder.batch(*HANGING))
-    os.kill(run_folder.worker(stage=2)["pid"], signal.SIGSTOP)
+    os.kill(run_folder.worker(slot=2)["pid"], signal.SIGSTOP)
     run_folder.processes[2].kill()
     assert run_folder.wait(DEAD_WITHIN_S) == [1, 1, -9]
 
@@ -106,7 +143,7 @@ def test_a_supervisor_that_is_stopped_ends_the_run_and_is_named(run_folder: RunF
 
 def test_the_loss_of_rank_0_ends_the_others(run_folder: RunFolder) -> None:
     run_folder.start_supervisors(run_folder.batch(*HANGING))
-    run_folder.worker(stage=2)
+    run_folder.worker(slot=2)
     run_folder.processes[0].kill()
     assert run_folder.wait(DEAD_WITHIN_S) == [-9, 1, 1]
     assert "lost rank 0" in run_folder.said()
@@ -155,14 +192,14 @@ def test_a_signal_while_planning_ends_the_planner_too(run_folder: RunFolder) -> 
 def test_a_rank_that_joins_twice_is_refused_and_the_run_goes_on(run_folder: RunFolder) -> None:
     run_folder.start_supervisors(run_folder.batch(*HANGING), ranks=[0, 1, 1, 2])
     wait_until(lambda: "joined already" in run_folder.said(), 20, run_folder.said)
-    run_folder.worker(stage=2)
+    run_folder.worker(slot=2)
     run_folder.processes[0].terminate()
     assert sorted(run_folder.wait()) == [2, 75, 75, 75]
 
 
 def test_an_interrupted_batch_says_that_it_is_not_finished(run_folder: RunFolder) -> None:
     run_folder.start_supervisors(run_folder.batch(*HANGING))
-    run_folder.worker(stage=2)
+    run_folder.worker(slot=2)
     for process in run_folder.processes * 2:  # a launcher signals all, and a person presses Ctrl-C again
         process.send_signal(signal.SIGINT)
     assert run_folder.wait(DEAD_WITHIN_S) == [75, 75, 75]

@@ -3,6 +3,7 @@
 import torch
 from torch.nn.functional import pad
 
+from hetero_infer.quant.linear import pack_linear
 from hetero_infer.spec import Choice
 
 
@@ -14,12 +15,22 @@ def step_sizes(weight: torch.Tensor, choice: Choice) -> torch.Tensor:
 
 def round_to_nearest(weight: torch.Tensor, choice: Choice) -> torch.Tensor:
     """`weight` `[out, in]` moved onto the grid of `choice`."""
-    groups = _grouped(weight, choice)
-    low, _ = _group_range(groups)
-    step = step_sizes(weight, choice).clamp_min(torch.finfo(weight.dtype).tiny)[..., None]
-    zero = torch.round(-low[..., None] / step)
-    codes = (torch.round(groups / step) + zero).clamp_(0, 2**choice.bits - 1)
+    step, zero = (part[..., None] for part in _grid(weight, choice))
+    codes = (torch.round(_grouped(weight, choice) / step) + zero).clamp_(0, 2**choice.bits - 1)
     return (step * (codes - zero)).flatten(1)[:, : weight.shape[1]]
+
+
+def pack_nearest(weight: torch.Tensor, choice: Choice) -> dict[str, torch.Tensor]:
+    """The `QuantLinear` buffers of `weight` `[out, in]`, rounded to nearest."""
+    groups = torch.arange(weight.shape[1]) // choice.group_size
+    return pack_linear(weight, *_grid(weight, choice), groups, choice.bits)
+
+
+def _grid(weight: torch.Tensor, choice: Choice) -> tuple[torch.Tensor, torch.Tensor]:
+    """Step and zero point of each group: `[out, groups]`."""
+    low, _ = _group_range(_grouped(weight, choice))
+    step = step_sizes(weight, choice).clamp_min(torch.finfo(weight.dtype).tiny)
+    return step, torch.round(-low / step)
 
 
 def _grouped(weight: torch.Tensor, choice: Choice) -> torch.Tensor:
