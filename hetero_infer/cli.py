@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hetero_infer import __version__
-from hetero_infer.spec import UNQUANTISED, Fleet, HeteroInferError, InputError, Link, Plan, RunConfig
+from hetero_infer.spec import UNQUANTISED, Fleet, HeteroInferError, InputError, Link, Objective, Plan, RunConfig
 from hetero_infer.spec.errors import one_line
 
 
@@ -116,8 +116,17 @@ def _sensitivity(args: argparse.Namespace) -> int:
 
 def _plan(args: argparse.Namespace) -> int:
     from hetero_infer import prepare
-    from hetero_infer.planner.uniform import why_not_uniform
-    from hetero_infer.report import based_on, fleet_table, labelled, plan_table, proposals_table, requests_words
+    from hetero_infer.planner.baselines.uniform import why_not_uniform
+    from hetero_infer.planner.compare import all_planners, compare
+    from hetero_infer.report import (
+        based_on,
+        comparison_text,
+        fleet_table,
+        labelled,
+        plan_table,
+        proposals_table,
+        requests_words,
+    )
 
     config = RunConfig.load(args.config).writing_to("plan", args.output)
     request = prepare.request_for(config)
@@ -131,8 +140,15 @@ def _plan(args: argparse.Namespace) -> int:
     facts = [("based on", based_on(plan, request.cluster, request.latency)), ("uniform", why)]
     if request.requests.lengths:
         facts.append(("requests", requests_words(plan, request)))
+    if config.planner_objective is Objective.LLM_PQ:
+        facts.append(("objective", "LLM-PQ's, for comparison only: the solver's seconds are as its code counts them"))
     text = "\n".join([plan_table(plan), *(labelled(*fact) for fact in facts), *tables])
-    _show(args, plan.to_json() | {"why_not_uniform": why}, text)
+    content = plan.to_json() | {"why_not_uniform": why}
+    if args.compare:
+        rows = compare(request, plan, all_planners(config.planner_time_limit_s, config.planner_gap))
+        text += f"\n\n{comparison_text(rows)}"
+        content["comparison"] = [row.to_json() for row in rows]
+    _show(args, content, text)
     return 0
 
 
@@ -295,6 +311,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("-o", "--output", type=Path, help="sensitivity.json (default: as the config says)")
     sub = verb("plan", _plan, "the plan; measures first what it lacks")
     sub.add_argument("-o", "--output", type=Path, help="plan.json (default: as the config says)")
+    sub.add_argument("--compare", action="store_true", help="and what others would have planned: the baselines")
     sub = verb("explain", _explain, "which limit binds in a plan, what each device idles, what more would give")
     sub.add_argument("plan", type=Path)
     sub.add_argument("--replica", **of_several)

@@ -198,7 +198,7 @@ def request_for(config: RunConfig) -> "PlanRequest":
         omega_limit=math.log1p(config.max_perplexity_increase),
         max_perplexity_increase=config.max_perplexity_increase,
         room_for=config.workload if config.arrivals else None,
-        objective="steady" if config.arrivals else "ring",
+        objective=config.planner_objective,
         requests=requests,
     )
 
@@ -353,7 +353,7 @@ def _inputs_digest(config: RunConfig, request: "PlanRequest") -> str:
                 for choices in (request.choices, request.embedding_choices, request.head_choices)
             ],
             "max_perplexity_increase": request.max_perplexity_increase,
-            "planner": [config.planner_time_limit_s, config.planner_gap],
+            "planner": [config.planner_time_limit_s, config.planner_gap, config.planner_objective],
         },
         config.profile.read_bytes() if config.profile.exists() else b"",
         config.sensitivity.read_bytes(),

@@ -8,11 +8,12 @@ from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
 from hetero_infer.cost.latency import SPEC_SHEET, LatencyModel
-from hetero_infer.spec import Choice, Cluster, Device, Fleet, Link, Phase, Plan
+from hetero_infer.spec import Choice, Cluster, Device, Fleet, Link, Objective, Phase, Plan
 from hetero_infer.spec.plan import SolverReport, num_micro_batches
 from hetero_infer.spec.requests import requests_per_s
 
 if TYPE_CHECKING:
+    from hetero_infer.planner.compare import Compared
     from hetero_infer.planner.explain import Explanation
     from hetero_infer.planner.request import PlanRequest
     from hetero_infer.planner.requests import Proposal
@@ -132,7 +133,7 @@ def requests_words(plan: Plan, request: "PlanRequest") -> str:
 
     requests, left_out = request.requests.lengths, request.requests.left_out
     there = f"{len(requests)} requests" + (f", and {left_out} left out that are longer or wrong" if left_out else "")
-    if request.objective != "steady":
+    if request.objective is not Objective.STEADY:
         seconds = judged_s(plan, request)
         tokens = sum(one.new_tokens for one in requests)
         return f"{there}: {duration(seconds)} {predicted(plan)} for all, {tokens / seconds:.1f} tokens/s"
@@ -147,6 +148,30 @@ def requests_words(plan: Plan, request: "PlanRequest") -> str:
     )
 
 
+def comparison_text(rows: Sequence["Compared"]) -> str:
+    """A line for each planner, and below the table why some have no plan."""
+    table = [("planner", "prefill", "decode", "tokens/s", "time", "loss", "fullest device")]
+    lines = []
+    for row in rows:
+        if row.estimate is None:
+            table.append((row.name, "none", "", "", "", "", ""))
+            lines.append(labelled("" if lines else "none", f"{row.name}: {row.outcome.why}"))
+            continue
+        device, share = row.fullest
+        table.append(
+            (
+                row.name,
+                duration(row.estimate.prefill_s),
+                duration(row.estimate.decode_s),
+                f"{row.estimate.tokens_per_s:.1f}",
+                f"{row.slower:.2f}×",
+                f"{row.omega:.4f}",
+                f"{share:.0%} of {_elided(device, DEVICE_WIDTH)}",
+            )
+        )
+    return "\n".join([text_table(table, right=(1, 2, 3, 4, 5)), *lines])
+
+
 def predicted(plan: Plan, done: str = "predicted") -> str:
     """`"predicted"`, and what stands beside every figure of a plan for devices that nobody measured."""
     types = [name for name, source in plan.estimate.source.items() if source == SPEC_SHEET] if plan.estimate else []
@@ -159,7 +184,9 @@ def based_on(plan: Plan, cluster: Cluster, latency: LatencyModel) -> str:
     said = []
     for name, source in sources.items():
         off = source.holdout
-        error = f" (held-out points {off.mean:.1%} off, {off.worst:.1%} at worst)" if off else ""
+        regressions = sum(fit.method == "regression" for fit in source.fits.values())
+        which = f"; regression for {regressions} of {len(source.fits)} fits" if regressions else ""
+        error = f" (held-out points {off.mean:.1%} off, {off.worst:.1%} at worst{which})" if off else ""
         said.append(f"{name} {source.word}{error}")
     default = [f"{source} to {target}" for source, target in cluster.unmeasured_pairs]
     if default:

@@ -193,6 +193,16 @@ def test_a_plan_is_written_and_shown(run: Run, capsys: pytest.CaptureFixture[str
     assert len(plan.layer_choices) == 6 and plan.solver and plan.quality.predicted <= plan.quality.limit
 
 
+def test_others_plans_stand_beside_the_plan(run: Run, plan_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("plan", "--compare") == 0
+    said = capsys.readouterr().out
+    assert run("plan", "--compare", "--json") == 0
+    rows = json.loads(capsys.readouterr().out)["comparison"]
+    assert [row["name"] for row in rows][:2] == ["this plan", "uniform"] and rows[0]["slower"] == 1
+    assert all(f"\n{row['name']} " in said for row in rows)
+    assert all(row["omega"] <= Plan.load(plan_path).quality.limit for row in rows if "why_none" not in row)
+
+
 @pytest.mark.processes
 def test_json_is_one_object_on_stdout(run: Run, plan_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("plan", "--json") == 0

@@ -57,6 +57,9 @@ def test_what_was_measured_goes_before_the_spec_sheet(
     estimate = json.loads(capsys.readouterr().out)["estimate"]
     assert estimate["source"] == {"v100-32": "spec sheet", "t4": "measured"}
     assert estimate["holdout_mean"].keys() == {"t4"} and 0 <= estimate["holdout_mean"]["t4"] < 0.1
+    assert {fit["device_type"] for fit in estimate["fits"]} == {"t4"}
+    assert {fit["phase"] for fit in estimate["fits"]} == {"prefill", "decode"}
+    assert all(fit["method"] in ("interpolation", "regression") for fit in estimate["fits"])
     assert run("plan") == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "predicted by the spec sheet (v100-32), " in said and "t4 measured (held-out points " in said

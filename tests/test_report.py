@@ -6,7 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from hetero_infer.report import encodable, labelled, memory_bar, plan_table, run_lengths, text_table
+from hetero_infer.planner.baselines.draft import NoPlan
+from hetero_infer.planner.compare import Compared
+from hetero_infer.report import comparison_text, encodable, labelled, memory_bar, plan_table, run_lengths, text_table
 from hetero_infer.spec import (
     UNQUANTISED,
     Choice,
@@ -183,3 +185,14 @@ def test_a_long_sentence_goes_on_under_itself() -> None:
     lines = labelled("memory", "word " * 60).splitlines()
     assert len(lines) > 2 and lines[0].startswith("memory      word")
     assert all(line.startswith(" " * 12 + "word") and len(line) <= 120 for line in lines[1:])
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_a_comparison_has_a_line_for_each_planner_and_says_why_one_has_no_plan(name: str) -> None:
+    lacks = ", ".join(f"{bits} bits lacks 1234.5 MiB on {LONG_NAME}:11" for bits in (16, 8, 4, 3))
+    rows = [Compared("this plan", PLANS[name], 1.0, 0.0666), Compared("uniform", NoPlan(lacks), None, None)]
+    text = comparison_text(rows)
+    table, why = text.splitlines()[:4], text.splitlines()[4:]
+    assert max(map(len, text.splitlines())) <= 120
+    assert table[2].split()[:7] == ["this", "plan", "12.25", "s", "45.50", "s", "55.4"] and "62% of " in table[2]
+    assert table[3].split() == ["uniform", "none"] and " ".join(" ".join(why).split()) == f"none uniform: {lacks}"

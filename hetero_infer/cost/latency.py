@@ -1,16 +1,19 @@
 """Seconds of one layer at any micro-batch size and length: from a measured profile, else from the spec sheet."""
 
-from bisect import bisect_right
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Literal, Protocol
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, Protocol
 
-from hetero_infer.cost.holdout import HoldOut, every_second
+from hetero_infer.cost.holdout import HoldOut
+from hetero_infer.cost.interpolation import Points
 from hetero_infer.spec.choice import Choice
 from hetero_infer.spec.cluster import Device
 from hetero_infer.spec.errors import InputError
 from hetero_infer.spec.profile import DECODER, ProfileRow, ProfileTable
 from hetero_infer.spec.workload import Phase
+
+if TYPE_CHECKING:
+    from hetero_infer.cost.fit import Fit
 
 LayerKind = Literal["decoder", "embedding", "head"]
 MEASURED, SPEC_SHEET = "measured", "spec sheet"
@@ -18,11 +21,15 @@ MEASURED, SPEC_SHEET = "measured", "spec sheet"
 
 @dataclass(frozen=True)
 class Source:
-    """Where a device's seconds come from: `MEASURED`, with how well that predicts what it was not shown, or
-    `SPEC_SHEET`."""
+    """Where a device's seconds come from: `MEASURED` or `SPEC_SHEET`.
+
+    `holdout` is how well the decoder layers' fits predict what they were not shown, all together; `fits` has the fit
+    of each kind of layer, choice and phase.
+    """
 
     word: str
     holdout: HoldOut | None = None
+    fits: "Mapping[tuple[str, Choice, Phase], Fit]" = field(default_factory=dict)
 
 
 class LatencyModel(Protocol):
@@ -51,18 +58,21 @@ class LatencyModel(Protocol):
 
 
 class ProfiledLatency:
-    """Bilinear interpolation over the measured grid: batch × input tokens in prefill, batch × past tokens in decode.
+    """Seconds between and beyond measured points: batch × input tokens in prefill, batch × past tokens in decode.
 
-    The profile's seconds are those of a device type; `Device.slowdown` is applied here.
+    Each device type, kind of layer, choice and phase has the fit that predicts its held-out points best
+    (`cost/fit.py`). The profile's seconds are those of a device type; `Device.slowdown` is applied here.
     """
 
     def __init__(self, profile: ProfileTable, model: str) -> None:
         self._model = model
-        self._rows = tuple(row for row in profile.rows if row.model_name == model)
         points: dict[_Key, dict[tuple[int, int], float]] = {}
-        for row in self._rows:
-            points.setdefault(_key(row), {})[row.batch, _tokens(row)] = row.seconds
-        self._grids = {key: _Grid(seconds, self._where(key)) for key, seconds in points.items()}
+        for row in profile.rows:
+            if row.model_name == model:
+                key = row.device, row.layer_kind, row.choice, row.phase
+                points.setdefault(key, {})[row.batch, _tokens(row)] = row.seconds
+        self._fits = {key: self._best_fit(key, measured) for key, measured in points.items()}
+        self._only = {key: _only_values(measured) for key, measured in points.items()}
 
     def allowed_choices(
         self, device: Device, choices: Iterable[Choice], kind: LayerKind = "decoder"
@@ -74,14 +84,12 @@ class ProfiledLatency:
                 f"run 'hetero-infer measure' on a {device.timed_as} and add its rows"
             )
         return tuple(
-            choice
-            for choice in choices
-            if all((device.timed_as, kind, choice, phase) in self._grids for phase in Phase)
+            choice for choice in choices if all((device.timed_as, kind, choice, phase) in self._fits for phase in Phase)
         )
 
     def knows(self, device: Device) -> bool:
         """Whether anything of the model was measured on such a device."""
-        return any(row.device == device.timed_as for row in self._rows)
+        return any(timed_as == device.timed_as for timed_as, *_ in self._fits)
 
     def layer_seconds(
         self,
@@ -93,37 +101,49 @@ class ProfiledLatency:
         input_tokens: int,
         past_tokens: int,
     ) -> float:
-        return self._measured_s((device.timed_as, kind, choice, phase), batch, input_tokens, past_tokens) * (
-            device.slowdown
-        )
-
-    def source(self, device: Device) -> Source:
-        return Source(MEASURED, self.holdout(device.timed_as))
-
-    def holdout(self, timed_as: str) -> HoldOut | None:
-        """Every second batch and length of a decoder layer's grid, predicted from the others. None if the grids are
-        too small for it."""
-        rows = [row for row in self._rows if row.device == timed_as and row.layer_kind == DECODER]
-        held = {row for row in rows if _is_held_out(row, self._grids[_key(row)])}
-        rest = ProfiledLatency(ProfileTable(tuple(row for row in rows if row not in held)), self._model)
-        return HoldOut.of((rest._measured_s(_key(row), *_sizes(row)), row.seconds) for row in held)
-
-    def _measured_s(self, key: "_Key", batch: int, input_tokens: int, past_tokens: int) -> float:
-        _, kind, _, phase = key
-        grid = self._grids.get(key)
-        if grid is None:
+        key = device.timed_as, kind, choice, phase
+        if key not in self._fits:
             raise InputError(f"{self._where(key)} has no rows; run 'hetero-infer measure' and add them")
         tokens = input_tokens if phase is Phase.PREFILL else past_tokens
         if kind == DECODER:
-            grid.refuse_to_guess(batch, tokens)
-        return grid.seconds(batch, tokens)
+            self._refuse_to_guess(key, batch, tokens)
+        return self._fits[key].model.seconds(batch, tokens) * device.slowdown
+
+    def source(self, device: Device) -> Source:
+        used = {key[1:]: fit for key, fit in self._fits.items() if key[0] == device.timed_as}
+        return Source(MEASURED, self.holdout(device.timed_as), used)
+
+    def holdout(self, timed_as: str) -> HoldOut | None:
+        """Of a decoder layer on a device type, in both phases and at all choices. None if there are too few points."""
+        used = [fit for key, fit in self._fits.items() if key[:2] == (timed_as, DECODER)]
+        return HoldOut.of(pair for fit in used for pair in fit.held_out)
+
+    def _best_fit(self, key: "_Key", points: Points) -> "Fit":
+        from hetero_infer.cost.fit import fits  # brings scipy, without which a plan is checked
+
+        for fit in fits(points, key[-1]):
+            return fit
+        raise InputError(
+            f"{self._where(key)}: {len(points)} points that are no whole grid determine no regression; measure every "
+            "batch at every length"
+        )
+
+    def _refuse_to_guess(self, key: "_Key", batch: int, tokens: int) -> None:
+        """A slope needs two points: one point says nothing about larger ones."""
+        for name, asked in (("batch", batch), ("tokens", tokens)):
+            only = self._only[key].get(name)
+            if only is not None and asked > only:
+                raise InputError(
+                    f"{self._where(key)} was measured at {name} = {only} only and the workload needs {asked}; "
+                    f"run 'hetero-infer measure' with a larger {name} too"
+                )
 
     def _where(self, key: "_Key") -> str:
         device_type, kind, choice, phase = key
         return f"profile: {phase} of {self._model}'s {kind} at {choice} bits on {device_type}"
 
 
-_Key = tuple[str, str, Choice, Phase]
+_Key = tuple[str, str, Choice, Phase]  # device type, kind of layer, …
 
 
 class MeasuredElseSpecSheet:
@@ -157,64 +177,11 @@ class MeasuredElseSpecSheet:
         return self._of(device).source(device)
 
 
-class _Grid:
-    """Seconds at every pair of a measured batch and a measured number of tokens."""
-
-    def __init__(self, points: dict[tuple[int, int], float], where: str) -> None:
-        self.where = where
-        self.batches = sorted({batch for batch, _ in points})
-        self.tokens = sorted({tokens for _, tokens in points})
-        try:
-            self.rows = [[points[batch, tokens] for tokens in self.tokens] for batch in self.batches]
-        except KeyError as error:
-            batch, tokens = error.args[0]
-            raise InputError(f"{where}: batch {batch} × {tokens} tokens is missing; measure the whole grid") from None
-
-    def seconds(self, batch: int, tokens: int) -> float:
-        def at(row: int) -> float:
-            return _along(self.tokens, self.rows[row].__getitem__, tokens)
-
-        return _along(self.batches, at, batch)
-
-    def refuse_to_guess(self, batch: int, tokens: int) -> None:
-        """A slope needs two points: one point says nothing about larger ones."""
-        for axis, measured, asked in (("batch", self.batches, batch), ("tokens", self.tokens, tokens)):
-            if len(measured) == 1 and asked > measured[0]:
-                raise InputError(
-                    f"{self.where} was measured at {axis} = {measured[0]} only and the workload needs {asked}; "
-                    f"run 'hetero-infer measure' with a larger {axis} too"
-                )
-
-
-def _along(xs: Sequence[int], y: Callable[[int], float], x: float) -> float:
-    """`y` at `x`, linear between the measured `xs`; `y(i)` belongs to `xs[i]`.
-
-    Outside, the nearest segment goes on, within reason: upwards it never falls; downwards it never rises, and falls
-    no faster than in proportion to `x`. An axis measured at one point only has no slope.
-    """
-    if len(xs) == 1:
-        return y(0)
-    i = min(max(bisect_right(xs, x) - 1, 0), len(xs) - 2)
-    left, right = y(i), y(i + 1)
-    slope = (right - left) / (xs[i + 1] - xs[i])
-    if x >= xs[-1]:
-        return right + max(slope, 0.0) * (x - xs[-1])
-    if x < xs[0]:
-        return max(left - max(slope, 0.0) * (xs[0] - x), left * x / xs[0])
-    return left + slope * (x - xs[i])
-
-
-def _key(row: ProfileRow) -> _Key:
-    return row.device, row.layer_kind, row.choice, row.phase
-
-
-def _sizes(row: ProfileRow) -> tuple[int, int, int]:
-    return row.batch, row.input_tokens, row.past_tokens
+def _only_values(points: Points) -> dict[str, int]:
+    """Of the axes with one measured value."""
+    values = {name: {size[axis] for size in points} for axis, name in enumerate(("batch", "tokens"))}
+    return {name: min(found) for name, found in values.items() if len(found) == 1}
 
 
 def _tokens(row: ProfileRow) -> int:
     return row.input_tokens if row.phase is Phase.PREFILL else row.past_tokens
-
-
-def _is_held_out(row: ProfileRow, grid: _Grid) -> bool:
-    return row.batch in every_second(grid.batches) or _tokens(row) in every_second(grid.tokens)

@@ -1,7 +1,8 @@
 """What a plan promises, from the plan and the latency model alone: another path than the MILP's coefficients."""
 
 import itertools
-from collections import Counter
+from collections import Counter, defaultdict
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import cache, cached_property
 
@@ -20,7 +21,7 @@ from hetero_infer.planner.problem import middle_past_tokens
 from hetero_infer.spec.choice import Choice
 from hetero_infer.spec.cluster import Cluster, Device
 from hetero_infer.spec.model import ModelSpec
-from hetero_infer.spec.plan import Plan, PlanEstimate, num_micro_batches
+from hetero_infer.spec.plan import LayerFit, Plan, PlanEstimate, num_micro_batches
 from hetero_infer.spec.workload import KV_BLOCK_TOKENS, Phase, round_up_to_block
 
 
@@ -66,6 +67,17 @@ class PlanCosts:
         if self.num_stages == 1:
             return 0.0
         return self.cluster.link(self.devices[-1], self.devices[0]).seconds(token_message_bytes(batch))
+
+    def fits(self) -> Iterator[LayerFit]:
+        """Of what the stages hold, as far as it was measured: once for each device type."""
+        by_type: dict[str, set[tuple[str, Choice]]] = defaultdict(set)
+        for device, layers in zip(self.devices, self._layers, strict=True):
+            by_type[device.timed_as] |= layers.keys()
+        for name, device in {device.timed_as: device for device in self.devices}.items():
+            for (kind, choice, phase), fit in self.latency.source(device).fits.items():
+                if (kind, choice) in by_type[name]:
+                    mean = fit.holdout.mean if fit.holdout else None
+                    yield LayerFit(name, kind, str(choice), phase.value, fit.method, mean)
 
     def of_phase(self, phase: Phase) -> PhaseCosts:
         """One full micro-batch at every station, decode at the middle of the generation."""
@@ -127,4 +139,5 @@ def estimate_plan(plan: Plan, model: ModelSpec, cluster: Cluster, latency: Laten
         memory_bytes=tuple(asdict(memory) for memory in plan_memory(model, plan)),
         source={name: source.word for name, source in sources.items()},
         holdout_mean={name: source.holdout.mean for name, source in sources.items() if source.holdout},
+        fits=tuple(costs.fits()),
     )

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from hetero_infer.cost.stream import Newcomers, newcomers
 from hetero_infer.cost.timeline import PhaseCosts
 from hetero_infer.planner.request import PlanRequest
+from hetero_infer.spec.objective import Objective
 from hetero_infer.spec.plan import num_micro_batches
 from hetero_infer.spec.workload import Phase
 
@@ -42,15 +43,14 @@ def closed_form(request: PlanRequest, size: Mapping[Phase, int]) -> ClosedForm:
     """Of the request's objective, for micro-batches of `size` sequences."""
     workload = request.workload
     micro_batches = {phase: num_micro_batches(workload.batch_size, size[phase]) for phase in Phase}
-    if request.objective == "steady":
+    if request.objective is Objective.STEADY:
         return steady(micro_batches, newcomers(workload, size[Phase.PREFILL], size[Phase.DECODE]))
-    forms = {"ring": ring, "llm-pq": llm_pq}
-    return forms[request.objective](micro_batches, workload.new_tokens)
+    return _FORMS[request.objective](micro_batches, workload.new_tokens)
 
 
 def shared_prefills(request: PlanRequest, size: Mapping[Phase, int]) -> float:
     """Prefill micro-batches that each decode micro-batch is charged at every station: none but in a stream."""
-    if request.objective != "steady":
+    if request.objective is not Objective.STEADY:
         return 0.0
     return newcomers(request.workload, size[Phase.PREFILL], size[Phase.DECODE]).shared
 
@@ -90,3 +90,6 @@ def llm_pq(micro_batches: Mapping[Phase, int], new_tokens: int) -> ClosedForm:
         },
         rounds=0,
     )
+
+
+_FORMS = {Objective.RING: ring, Objective.LLM_PQ: llm_pq}

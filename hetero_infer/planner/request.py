@@ -2,13 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from hetero_infer.cost.latency import LatencyModel
 from hetero_infer.spec.choice import UNQUANTISED, Choice
 from hetero_infer.spec.cluster import Cluster
 from hetero_infer.spec.errors import InputError
 from hetero_infer.spec.model import ModelSpec
+from hetero_infer.spec.objective import Objective
 from hetero_infer.spec.requests import RealRequests
 from hetero_infer.spec.sensitivity import ENDS, EndKind, SensitivityTable
 from hetero_infer.spec.workload import Workload
@@ -37,8 +38,8 @@ class PlanRequest:
     max_perplexity_increase: float
     embedding_choices: tuple[Choice, ...] = (UNQUANTISED,)
     head_choices: tuple[Choice, ...] = (UNQUANTISED,)
+    objective: Objective = Objective.RING
     room_for: Workload | None = None
-    objective: Literal["ring", "llm-pq", "steady"] = "ring"
     requests: RealRequests = field(default_factory=RealRequests)
 
     @property

@@ -8,6 +8,7 @@ from hetero_infer.spec.fleet import Fleet
 from hetero_infer.spec.gpu_type import GpuType
 from hetero_infer.spec.links import LinkTable
 from hetero_infer.spec.model import ModelSpec
+from hetero_infer.spec.objective import Objective
 from hetero_infer.spec.plan import Plan, PlanEstimate, QualityPlan, SolverReport, StagePlan
 from hetero_infer.spec.profile import ProfileRow, ProfileTable
 from hetero_infer.spec.sensitivity import SensitivityTable
@@ -26,6 +27,7 @@ __all__ = [
     "Link",
     "LinkTable",
     "ModelSpec",
+    "Objective",
     "Phase",
     "Plan",
     "PlanEstimate",

@@ -15,6 +15,7 @@ from hetero_infer.spec.fields import nearest, read_value
 from hetero_infer.spec.files import read_text
 from hetero_infer.spec.links import LinkTable
 from hetero_infer.spec.model import TOKENIZER_FILES
+from hetero_infer.spec.objective import Objective
 from hetero_infer.spec.workload import Workload
 
 MODEL_FILES = ("config.json", "generation_config.json", "model.safetensors", *TOKENIZER_FILES)
@@ -48,6 +49,7 @@ class RunConfig:
     plan: Path
     planner_time_limit_s: float
     planner_gap: float
+    planner_objective: Objective
     host: str
     port: int
 
@@ -84,14 +86,14 @@ class RunConfig:
         link = reader.take("cluster", "default_link", dict, DEFAULT_LINK)
         if set(link) != {"alpha_s", "bytes_per_s"} or {type(value) for value in link.values()} - {int, float}:
             raise InputError(f"{where}: default_link has alpha_s and bytes_per_s, both numbers, got {link}")
-        objective = reader.take("planner", "objective", str, "ring")
-        if objective != "ring":
-            raise InputError(f"{where}: objective = {objective!r}; this version plans with 'ring'")
         with located(where):
             default_link = Link(**link)
         requests, arrivals = (reader.path_if_said("workload", key) for key in ("requests", "arrivals"))
         if requests and arrivals:
             raise InputError(f"{where}: [workload] has requests and arrivals; a plan is for one of them")
+        objective = reader.take("planner", "objective", str, Objective.STEADY if arrivals else Objective.RING)
+        if objective not in list(Objective):
+            raise InputError(f"{where}: objective = {objective!r}; it is one of {', '.join(Objective)}")
         length_keys = ("prompt_tokens", "new_tokens")
         batch_size, longest = reader.take("workload", "batch_size", int), None
         if not (requests or arrivals) or reader.says_one("workload", length_keys):
@@ -121,6 +123,7 @@ class RunConfig:
             plan=Path(reader.take("paths", "plan", str, str(work / "plan.json"))),
             planner_time_limit_s=float(reader.take("planner", "time_limit_s", float, 60)),
             planner_gap=float(reader.take("planner", "gap", float, 1e-3)),
+            planner_objective=Objective(objective),
             host=reader.take("server", "host", str, "127.0.0.1"),
             port=reader.take("server", "port", int, 8000),
         )
@@ -144,6 +147,11 @@ class RunConfig:
             raise InputError(f"max_perplexity_increase = {self.max_perplexity_increase}, must not be negative")
         if self.planner_time_limit_s <= 0:
             raise InputError(f"[planner] time_limit_s = {self.planner_time_limit_s:g}, must be above 0")
+        if (self.planner_objective is Objective.STEADY) != bool(self.arrivals):
+            raise InputError(
+                f"[planner] objective = {self.planner_objective}: 'steady' is for [workload] arrivals, the others are "
+                "for batches"
+            )
         if not 0 <= self.planner_gap < 1:
             raise InputError(f"[planner] gap = {self.planner_gap:g}: a share of the plan's seconds, 0 or more, below 1")
         if not 0 <= self.port <= 65535:

@@ -6,6 +6,7 @@ each, Llama's: `embed_tokens`, `input_layernorm`, `self_attn.q_proj`, `mlp.up_pr
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -154,7 +155,7 @@ class ModelSpec:
             return layer + 1
         return 0 if layer == "embedding" else self.num_layers - 1
 
-    @property
+    @cached_property
     def linears(self) -> dict[str, Linear]:
         """Those of one decoder layer, by part: what a choice below 16 bits quantises."""
         hidden, inner = self.hidden_size, self.intermediate_size

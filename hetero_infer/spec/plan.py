@@ -20,6 +20,7 @@ OPTIONAL_FIELDS: dict[str, type] = {"inputs_digest": str, "decided_digest": str}
 PIPELINE_FIELDS = {"stages": list, "prefill": dict, "decode": dict}
 PROMISE_FIELDS = {"estimate": dict, "quality": dict, "solver": dict}
 MODEL_FIELDS = {"path": str, "digest": str, "num_hidden_layers": int}
+ONE_LINE_EACH = ("bits", "device_type")  # objects that begin with such a key
 
 
 @dataclass(frozen=True)
@@ -39,13 +40,30 @@ class StagePlan:
 
 
 @dataclass(frozen=True)
+class LayerFit:
+    """How the seconds of a `layer` (decoder, embedding or head) at a choice follow from the points measured.
+
+    `method` is interpolation or regression, `holdout_mean` its mean relative error on points it was not shown; None
+    where too few were measured for that.
+    """
+
+    device_type: str
+    layer: str
+    choice: str
+    phase: str
+    method: str
+    holdout_mean: float | None = None
+
+
+@dataclass(frozen=True)
 class PlanEstimate:
     """What the plan promises: the recurrence over the real micro-batches, in seconds, for one full batch.
 
     `closed_form_s` is the planner's objective for the same plan. `stage_seconds[stage]` holds the compute seconds
     of one full micro-batch per phase, `memory_bytes[stage]` the bytes per part. `source` says for each device type
-    whether its seconds were measured or are from the spec sheet, `holdout_mean` how well the measured ones predict
-    others that were held out (mean relative error).
+    whether its seconds were measured or are from the spec sheet, `holdout_mean` how well the measured ones of decoder
+    layers predict others that were held out (mean relative error), and `fits` the same for each kind of layer, choice
+    and phase that the plan uses.
     """
 
     prefill_s: float
@@ -56,6 +74,7 @@ class PlanEstimate:
     memory_bytes: tuple[Mapping[str, int], ...]
     source: Mapping[str, str] = field(default_factory=dict)
     holdout_mean: Mapping[str, float] = field(default_factory=dict)
+    fits: tuple[LayerFit, ...] = ()
 
     @property
     def total_s(self) -> float:
@@ -295,13 +314,14 @@ def _read_stage(content: object, where: str) -> StagePlan:
 def _read_estimate(content: object, num_stages: int, where: str) -> PlanEstimate | None:
     """None where a hand changed the number of stages. `total_s` follows from the others and is not read."""
     kinds = kinds_of(PlanEstimate)
-    optional = {"source": dict, "holdout_mean": dict, "total_s": float}
+    optional = {"source": dict, "holdout_mean": dict, "fits": list, "total_s": float}
     required = {name: kind for name, kind in kinds.items() if name not in optional}
     said = read_fields(content, required, where, optional)
     said.pop("total_s", None)
     for part, of_device in (("source", str), ("holdout_mean", float)):
         for device, value in said.get(part, {}).items():
             read_value(value, of_device, f"{where}: {part} {device}")
+    said["fits"] = tuple(_read_fit(fit, f"{where}: fits[{n}]") for n, fit in enumerate(said.get("fits", [])))
     for part, kind in (("stage_seconds", float), ("memory_bytes", int)):
         for stage, entries in enumerate(said[part]):
             for key, value in read_value(entries, dict, f"{where}: {part}[{stage}]").items():
@@ -309,6 +329,11 @@ def _read_estimate(content: object, num_stages: int, where: str) -> PlanEstimate
         said[part] = tuple(said[part])
     is_of_these_stages = len(said["stage_seconds"]) == len(said["memory_bytes"]) == num_stages
     return PlanEstimate(**said) if is_of_these_stages else None
+
+
+def _read_fit(content: object, where: str) -> LayerFit:
+    required = {name: kind for name, kind in kinds_of(LayerFit).items() if name != "holdout_mean"}
+    return LayerFit(**read_fields(content, required, where, {"holdout_mean": float}))
 
 
 def _phase_json(micro_batch_size: int, batch_size: int) -> dict[str, int]:
@@ -319,11 +344,13 @@ def _phase_json(micro_batch_size: int, batch_size: int) -> dict[str, int]:
 
 
 def _one_line_per_layer(text: str) -> str:
-    """Put each choice on one line, so that a person can read and edit the layers."""
+    """Put each choice and each fit on one line, so that a person can read and edit the layers."""
     lines: list[str] = []
+    firsts = tuple(f'"{key}"' for key in ONE_LINE_EACH)
     for line in text.splitlines():
-        inside = lines and lines[-1].lstrip().startswith('{"bits"') and not lines[-1].rstrip(",").endswith("}")
-        if line.lstrip().startswith('"bits"') and lines[-1].strip() == "{":
+        begun = bool(lines) and lines[-1].lstrip().startswith(tuple("{" + first for first in firsts))
+        inside = begun and not lines[-1].rstrip(",").endswith("}")
+        if line.lstrip().startswith(firsts) and lines[-1].strip() == "{":
             lines[-1] += line.strip()
         elif inside:
             lines[-1] += (" " if line.strip() not in ("}", "},") else "") + line.strip()

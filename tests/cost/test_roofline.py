@@ -5,7 +5,14 @@ from dataclasses import replace
 import pytest
 
 from hetero_infer.cost import roofline
-from hetero_infer.cost.latency import SPEC_SHEET, LayerKind, MeasuredElseSpecSheet, ProfiledLatency, Source
+from hetero_infer.cost.latency import (
+    MEASURED,
+    SPEC_SHEET,
+    LayerKind,
+    MeasuredElseSpecSheet,
+    ProfiledLatency,
+    Source,
+)
 from hetero_infer.cost.memory import decoder_layer_bytes, linear_bytes
 from hetero_infer.cost.roofline import RooflineLatency
 from hetero_infer.spec import UNQUANTISED, Choice, Device, InputError, ModelSpec, Phase, ProfileRow, ProfileTable
@@ -127,4 +134,4 @@ def test_the_spec_sheet_is_for_what_was_not_measured() -> None:
     assert latency.layer_seconds(v100, "decoder", FOUR, Phase.DECODE, 1, 1, 8) == decode(1, 8, v100, FOUR)
     assert latency.allowed_choices(T4, (FOUR, UNQUANTISED)) == (FOUR,)
     assert latency.allowed_choices(v100, (FOUR, UNQUANTISED)) == (FOUR, UNQUANTISED)
-    assert latency.source(T4) == Source("measured") and latency.source(v100) == Source(SPEC_SHEET)
+    assert latency.source(T4).word == MEASURED and latency.source(v100) == Source(SPEC_SHEET)

@@ -42,7 +42,10 @@ def profile_mistakes() -> Iterator[Mistake]:
         ("-0.1", "row 2: batch and seconds are above 0"),
     ]:
         yield profile("tiny,48,88,3,64,float,prefill,2,8,0,", f"tiny,48,88,3,64,float,prefill,2,8,0,{seconds}\n#", says)
-    yield profile(f"{first_row}", "# ", "batch 1 × 8 tokens is missing; measure the whole grid", SIMULATE, "profile")
+    scattered = "".join(f"cpu,tiny,48,88,3,32,float,prefill,{batch},{8 * batch},0,0.1\n" for batch in (1, 2, 4))
+    says = "prefill of tiny's decoder at 3g32 bits on cpu: 3 points that are no whole grid determine no regression"
+    yield profile(first_row, f"{scattered}{first_row}", says, SIMULATE, "profile")
+    yield profile("tiny#head", "tiny#tail", "head at 16 bits on cpu has no rows", PLAN, "profile")
 
 
 def links_mistakes() -> Iterator[Mistake]:

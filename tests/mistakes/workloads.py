@@ -27,6 +27,11 @@ def workload_mistakes() -> Iterator[Mistake]:
         yield Mistake("cannot be read (No such file or directory)", file, only, PLAN)
     half = replaced("run.toml", "new_tokens = 8", "requests = 'in.jsonl'")
     yield Mistake("[workload] new_tokens is missing", "run.toml", half, PLAN)
+    for objective, where in (("steady", "[paths]\n"), ("llm-pq", "[quality]\n")):
+        asked = replaced("run.toml", where, f"[planner]\nobjective = '{objective}'\n{where}")
+        stream = replaced("run.toml", LENGTHS, "arrivals = 'trace.csv'\n")
+        spoil = asked if objective == "steady" else both(asked, stream)
+        yield Mistake(f"objective = {objective}: 'steady' is for [workload] arrivals", "run.toml", spoil)
     for content, says in [
         ("", "none of its 0 requests can be planned for"),
         ("What is a pipeline?\n", "none of its 1 requests can be planned for"),

@@ -11,13 +11,13 @@ from hetero_infer.planner.estimate import PlanCosts
 from hetero_infer.planner.requests import admitting
 from hetero_infer.planner.search import find_plan
 from hetero_infer.planner.steady import serve, steady_state
-from hetero_infer.spec import InfeasibleError, Phase, Workload
+from hetero_infer.spec import InfeasibleError, Objective, Phase, Workload
 from hetero_infer.spec.requests import RequestLengths
 
 from .test_requests import roomy_request, three_stages
 
 MEAN, MOST = Workload(4, 20, 8), Workload(4, 40, 24)
-REQUEST = replace(roomy_request(MEAN), room_for=MOST, objective="steady")
+REQUEST = replace(roomy_request(MEAN), room_for=MOST, objective=Objective.STEADY)
 
 
 def test_the_period_is_the_busiest_station_or_the_way_round() -> None:
@@ -55,7 +55,7 @@ def test_a_served_stream_comes_near_to_what_is_said_to_be_sustained() -> None:
 @pytest.mark.parametrize("seed", range(24))
 def test_no_plan_has_a_shorter_period(seed: int) -> None:
     """Every other one with memory for longer requests than the average."""
-    request = replace(random_request(seed), objective="steady")
+    request = replace(random_request(seed), objective=Objective.STEADY)
     if seed % 2:
         mean = request.workload
         room_for = Workload(mean.batch_size, mean.prompt_tokens + 30, mean.new_tokens + 5)
@@ -73,6 +73,6 @@ def test_no_plan_has_a_shorter_period(seed: int) -> None:
 
 
 def test_the_instances_are_hard_enough_to_mean_something() -> None:
-    requests = [replace(random_request(seed), objective="steady") for seed in range(24)]
+    requests = [replace(random_request(seed), objective=Objective.STEADY) for seed in range(24)]
     found = [request for request in requests if exhaust(request).best_s < math.inf]
     assert len(found) >= 8 and len([request for request in found if len(request.cluster.devices) > 1]) >= 5

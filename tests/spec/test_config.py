@@ -83,7 +83,7 @@ def test_the_configs_that_come_with_it_can_be_read(path: Path) -> None:
         ("[planner]\ntime_limit_s = 'long'", "[planner] time_limit_s = 'long' is not a number"),
         ("[server]\nport = '80'", "[server] port = '80' is not a whole number"),
         ("[server]\nport = true", "[server] port = True is not a whole number"),
-        ("[planner]\nobjective = 'sum'", "objective = 'sum'; this version plans with 'ring'"),
+        ("[planner]\nobjective = 'sum'", "objective = 'sum'; it is one of ring, llm-pq"),
         ("[quality]\nmax_perplexity_increase = -1", "max_perplexity_increase = -1.0, must not be negative"),
         ("[quality]\nchoices = []", "[quality] choices is empty; allow at least {bits = 16}"),
         ("[quality]\nhead = [{ bits = 6 }]", "[quality] head[0]: bits = 6: choose from 3, 4, 8, 16"),

@@ -18,7 +18,7 @@ from hetero_infer.spec import (
     StagePlan,
     Workload,
 )
-from hetero_infer.spec.plan import micro_batch_ranges, num_micro_batches
+from hetero_infer.spec.plan import LayerFit, micro_batch_ranges, num_micro_batches
 
 FOUR, THREE = Choice(4, 64), Choice(3, 32)
 DEVICES = (Device("a", 0, "t4", 2**34), Device("b", 0, "cpu", 2**30, 2.5, 4), Device("b", 1, "cpu", 2**30))
@@ -30,9 +30,20 @@ PLAN = Plan(
     prefill_micro_batch_size=3,
     decode_micro_batch_size=2,
 )
+FIT_WITHOUT_HOLDOUT = ("decoder", "16", "decode", "interpolation")
 FULL = replace(
     PLAN,
-    estimate=PlanEstimate(1.5, 2.25, 9.3, 3.7, ({"prefill": 0.1}, {"prefill": 0.2}), ({"weights": 5}, {"weights": 6})),
+    estimate=PlanEstimate(
+        1.5,
+        2.25,
+        9.3,
+        3.7,
+        stage_seconds=({"prefill": 0.1}, {"prefill": 0.2}),
+        memory_bytes=({"weights": 5}, {"weights": 6}),
+        source={"t4": "measured", "cpu": "measured"},
+        holdout_mean={"t4": 0.02},
+        fits=(LayerFit("t4", "decoder", "4g64", "prefill", "regression", 0.02), LayerFit("cpu", *FIT_WITHOUT_HOLDOUT)),
+    ),
     quality=QualityPlan(0.05, 0.0488, 0.03, "nats"),
     solver=SolverReport("HiGHS 1.15", "optimal", 3.7, 3.7, 0.0, 1.2),
     inputs_digest="abcd",
@@ -64,6 +75,11 @@ def test_a_layer_is_one_line_that_a_person_can_edit(tmp_path: Path) -> None:
     assert len(layers) == 6
     path.write_text(path.read_text().replace(layers[1], '{"bits": 8}', 1))
     assert Plan.load(path).layer_choices[1] == Choice(8, 64)
+
+
+def test_a_fit_is_one_line_too(tmp_path: Path) -> None:
+    lines = [line.strip().rstrip(",") for line in edited(tmp_path).read_text().splitlines() if '"method"' in line]
+    assert [json.loads(line)["method"] for line in lines] == ["regression", "interpolation"]
 
 
 def test_it_says_which_layers_and_where() -> None:

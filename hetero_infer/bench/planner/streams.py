@@ -22,7 +22,7 @@ from hetero_infer.cost.timeline import PhaseCosts, station_seconds
 from hetero_infer.planner.requests import admitting
 from hetero_infer.planner.search import find_plan
 from hetero_infer.planner.steady import serve, steady_state
-from hetero_infer.spec import Phase, Workload
+from hetero_infer.spec import Objective, Phase, Workload
 from hetero_infer.spec.plan import num_micro_batches
 from hetero_infer.spec.requests import RequestLengths, average, longest, read_trace
 
@@ -157,7 +157,7 @@ def measure_trace(shared: Path) -> Section:
     requests = [replace(one, arrived_s=0.0) for one in trace if one.fits(TRACE_MOST)]
     workload = average(requests, TRACE_MOST.batch_size)
     request = case_request(shared, "opt-30b", {"v100-32": 2, "a100-40": 2}, workload)
-    request = replace(request, room_for=longest(requests, workload.batch_size), objective="steady")
+    request = replace(request, room_for=longest(requests, workload.batch_size), objective=Objective.STEADY)
     plan = admitting(find_plan(request, time_limit_s=20, gap=1e-3), request)
     rows, off = [], []
     for prefill_size, decode_size in TRACE_SIZES:

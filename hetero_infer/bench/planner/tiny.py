@@ -20,6 +20,7 @@ from hetero_infer.spec import (
     Device,
     Link,
     ModelSpec,
+    Objective,
     Phase,
     SensitivityTable,
     Workload,
@@ -236,13 +237,13 @@ class _OnePair:
         workload, objective = self._request.workload, self._request.objective
         prefill, decode = (self._stations(phase, order, costs) for phase in Phase)
         mp, md = (math.ceil(workload.batch_size / size) for size in self._sizes.values())
-        if objective == "steady":
+        if objective is Objective.STEADY:
             prefills = workload.batch_size / workload.new_tokens / self._sizes[Phase.PREFILL]
             alone = min(1, prefills) * max(0, 1 - prefills / md)
             both = [d + (prefills - alone) / md * p for p, d in zip(prefill, decode, strict=True)]
             return max(md * max(both), sum(both)) + alone * sum(prefill)
         total = sum(prefill) + (mp - 1) * max(prefill)
-        if objective == "llm-pq":
+        if objective is Objective.LLM_PQ:
             rounds = workload.new_tokens - 1
             return total + min(1, rounds) * sum(decode) + rounds * (md - 1) * max(decode)
         if workload.new_tokens > 1:

@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 
 from hetero_infer.bench.planner.tiny import EIGHT, FOUR, THREE, RandomLatency, random_request
+from hetero_infer.planner.baselines.uniform import bits_words, uniform_plan, why_not_uniform
 from hetero_infer.planner.estimate import estimate_plan
 from hetero_infer.planner.request import PlanRequest
-from hetero_infer.planner.uniform import bits_words, uniform_plan, why_not_uniform
 from hetero_infer.spec import UNQUANTISED, Choice, Plan
 from tests.planner.all_devices import plan_with_all
 
