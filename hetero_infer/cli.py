@@ -2,16 +2,21 @@
 
 import argparse
 import json
+import math
 import os
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hetero_infer import __version__
 from hetero_infer.spec import UNQUANTISED, Fleet, HeteroInferError, InputError, Link, Objective, Plan, RunConfig
 from hetero_infer.spec.errors import one_line
+
+if TYPE_CHECKING:
+    from hetero_infer.planner.explain import Explanation
+    from hetero_infer.planner.request import PlanRequest
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -118,22 +123,21 @@ def _plan(args: argparse.Namespace) -> int:
     from hetero_infer import prepare
     from hetero_infer.planner.baselines.uniform import why_not_uniform
     from hetero_infer.planner.compare import all_planners, compare
-    from hetero_infer.report import (
-        based_on,
-        comparison_text,
-        fleet_table,
-        labelled,
-        plan_table,
-        proposals_table,
-        requests_words,
-    )
+    from hetero_infer.planner.pareto import pareto_front
+    from hetero_infer.report import based_on, comparison_text, fleet_table, labelled, pareto_table, plan_table
+    from hetero_infer.request_report import proposals_table, requests_words
 
     config = RunConfig.load(args.config).writing_to("plan", args.output)
     request = prepare.request_for(config)
     tables: list[str] = []
     fleet = prepare.plan_for(config, request, config.plan, lambda proposals: tables.append(proposals_table(proposals)))
     if len(fleet.replicas) > 1:
-        _show(args, fleet.to_json(), fleet_table(fleet))
+        alone = labelled("comparison", "baselines plan one pipeline, and this plan has several")
+        _show(args, fleet.to_json(), fleet_table(fleet) + f"\n{alone}" * args.compare)
+        if args.html:
+            raise InputError(
+                f"--html: a page is of one replica; 'hetero-infer explain {config.plan} --html' writes one"
+            )
         return 0
     (plan,) = fleet.replicas
     why = why_not_uniform(request, plan)
@@ -142,34 +146,89 @@ def _plan(args: argparse.Namespace) -> int:
         facts.append(("requests", requests_words(plan, request)))
     if config.planner_objective is Objective.LLM_PQ:
         facts.append(("objective", "LLM-PQ's, for comparison only: the solver's seconds are as its code counts them"))
-    text = "\n".join([plan_table(plan), *(labelled(*fact) for fact in facts), *tables])
+    parts = [plan_table(plan), *(labelled(*fact) for fact in facts), *tables]
     content = plan.to_json() | {"why_not_uniform": why}
+    rows, front = (), None
     if args.compare:
         rows = compare(request, plan, all_planners(config.planner_time_limit_s, config.planner_gap))
-        text += f"\n\n{comparison_text(rows)}"
+        parts += ["", comparison_text(rows)]
         content["comparison"] = [row.to_json() for row in rows]
-    _show(args, content, text)
+    if args.pareto:
+        front = pareto_front(request, each_s=args.each_s, gap=config.planner_gap)
+        parts += ["", pareto_table(front)]
+        content["pareto"] = front.to_json()
+    if args.html:
+        _write_page(args.html, plan, request, facts=facts, front=front, compared=rows)
+    _show(args, content, "\n".join(parts))
     return 0
+
+
+def _write_page(path: Path, plan: Plan, request: "PlanRequest", **parts: Any) -> None:
+    from hetero_infer.page.document import draw_page
+    from hetero_infer.spec.files import write_atomically
+
+    write_atomically(path, draw_page(plan, request, **parts))
 
 
 def _explain(args: argparse.Namespace) -> int:
     from hetero_infer import prepare
     from hetero_infer.planner.check import check_plan
     from hetero_infer.planner.explain import explain
-    from hetero_infer.report import based_on, explanation_text, labelled
+    from hetero_infer.report import based_on, explanation_text, labelled, labelled_all
 
     config = RunConfig.load(args.config)
-    plan = _replica(args, Fleet.load(args.plan))
-    request = replace(prepare.request_for(config), workload=plan.workload)
+    fleet = Fleet.load(args.plan)
+    plan = _replica(args, fleet)
+    request = prepare.request_for(config)
+    config = prepare.with_lengths(config, request.requests)
+    prepare.refuse_plan_for_another(fleet, args.plan, config, request.model_facts["digest"])
+    others = {stage.device for replica in fleet.replicas if replica is not plan for stage in replica.stages}
+    free = tuple(device for device in request.cluster.devices if device.name not in others)
+    request = replace(request, workload=plan.workload, cluster=replace(request.cluster, devices=free))
     violations = check_plan(plan, request.model, request.sensitivity)
     if violations:
         _show(args, {"violations": violations}, "\n".join(violations))
         return 3
     explanation = explain(plan, request)
-    stands_on = labelled("based on", based_on(plan, request.cluster, request.latency))
-    text = f"{explanation_text(plan, explanation)}\n{stands_on}"
-    _show(args, {"violations": [], **explanation.to_json()}, text)
+    more, told = _planned_again(args, plan, explanation, request, config) if args.each_s else ([], [])
+    stands_on = ("based on", based_on(plan, request.cluster, request.latency))
+    text = "\n".join([explanation_text(plan, explanation), *labelled_all(more), labelled(*stands_on)])
+    if args.html:
+        _write_page(args.html, plan, request, facts=[*explanation.sentences, *more, stands_on])
+    _show(args, {"violations": [], **explanation.to_json(), "again": told}, text)
     return 0
+
+
+def _planned_again(
+    args: argparse.Namespace, plan: Plan, explanation: "Explanation", request: "PlanRequest", config: RunConfig
+) -> tuple[list[tuple[str, str]], list[dict[str, Any]]]:
+    """What changes of the cluster would give: sentences with what they are about, and the same for programs."""
+    from hetero_infer.planner.alternatives import Again
+
+    again = Again.of(plan, explanation, request, each_s=args.each_s, gap=config.planner_gap)
+    return list(again.sentences), again.to_json()
+
+
+def _whatif(args: argparse.Namespace) -> int:
+    from hetero_infer import prepare
+    from hetero_infer.planner.cluster_edit import with_added, without
+    from hetero_infer.planner.what_if import what_if
+    from hetero_infer.report import labelled, link_words, what_if_table
+
+    config = RunConfig.load(args.config)
+    request = prepare.request_for(config)
+    cluster = request.cluster
+    for text in args.drop:
+        cluster = without(cluster, text)
+    for text in args.add:
+        cluster = with_added(cluster, text)
+    if cluster == request.cluster:
+        raise InputError("nothing is changed: say --add TYPE:N or --drop TYPE:N, or both, as often as you like")
+    limits = {"time_limit_s": config.planner_time_limit_s, "gap": config.planner_gap}
+    found = what_if(request, replace(request, cluster=cluster), **limits)
+    facts = [("worth", found.sentence), ("links", link_words(cluster))]
+    _show(args, found.to_json(), "\n".join([what_if_table(found), "", *(labelled(*fact) for fact in facts)]))
+    return 0 if isinstance(found.changed, Plan) else 3
 
 
 def _check(args: argparse.Namespace) -> int:
@@ -312,9 +371,19 @@ def _parser() -> argparse.ArgumentParser:
     sub = verb("plan", _plan, "the plan; measures first what it lacks")
     sub.add_argument("-o", "--output", type=Path, help="plan.json (default: as the config says)")
     sub.add_argument("--compare", action="store_true", help="and what others would have planned: the baselines")
+    sub.add_argument("--pareto", action="store_true", help="and what other quality limits and fewer devices give")
+    sub.add_argument("--html", type=Path, help="write a page of it there: one file, for any browser")
+    sub.add_argument("--each-s", type=seconds, default=5, metavar="S", help="of each plan of --pareto (default: 5)")
     sub = verb("explain", _explain, "which limit binds in a plan, what each device idles, what more would give")
     sub.add_argument("plan", type=Path)
     sub.add_argument("--replica", **of_several)
+    sub.add_argument(
+        "--each-s", type=seconds, default=3, metavar="S", help="of each planning again; 0: none (default: 3)"
+    )
+    sub.add_argument("--html", type=Path, help="write a page of it there: one file, for any browser")
+    sub = verb("whatif", _whatif, "plan with devices added or dropped, beside the plan as things are")
+    sub.add_argument("--add", action="append", default=[], metavar="TYPE:N", help="also TYPE:N@HOST, TYPE:N=12GiB")
+    sub.add_argument("--drop", action="append", default=[], metavar="TYPE:N", help="or a device, like node-b:0")
     sub = verb("check", _check, "check a plan again, also one edited by hand")
     sub.add_argument("plan", type=Path)
     sub = verb("simulate", _simulate, "run a plan's schedules event by event, without a model")
@@ -337,6 +406,13 @@ def _parser() -> argparse.ArgumentParser:
 
 def list_of_names(text: str) -> list[str]:  # argparse shows these two names to people
     return text.split(",")
+
+
+def seconds(text: str) -> float:
+    number = float(text)
+    if not 0 <= number < math.inf:
+        raise ValueError(text)
+    return number
 
 
 def positive_number(text: str) -> int:

@@ -8,21 +8,22 @@ from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
 from hetero_infer.cost.latency import SPEC_SHEET, LatencyModel
-from hetero_infer.spec import Choice, Cluster, Device, Fleet, Link, Objective, Phase, Plan
+from hetero_infer.spec import Choice, Cluster, Device, Fleet, Link, Phase, Plan
 from hetero_infer.spec.plan import SolverReport, num_micro_batches
-from hetero_infer.spec.requests import requests_per_s
 
 if TYPE_CHECKING:
     from hetero_infer.planner.compare import Compared
     from hetero_infer.planner.explain import Explanation
-    from hetero_infer.planner.request import PlanRequest
-    from hetero_infer.planner.requests import Proposal
+    from hetero_infer.planner.pareto import Front
+    from hetero_infer.planner.what_if import NoPlan, WhatIf
 
 MIB, GIB = 2**20, 2**30
 WIDTH = 114  # columns; a table of long names takes up to 120
 DEVICE_WIDTH, BITS_WIDTH = 27, 21
 NARROWEST_BAR, WIDEST_BAR = 8, 24
 LABEL_WIDTH = 12
+COLUMN_WIDTH, PARETO_WIDTH = 46, 60
+PLAN_ROWS = ("devices", "layers", "prefill in", "decode in", "prefill", "decode", "tokens/s", "quality loss", "gap")
 BAR = {"weights": "█", "kv_cache": "▓", "workspace": "▒", "free": "░"}
 IN_ASCII = str.maketrans(
     {"█": "#", "▓": "=", "▒": "-", "░": ".", "×": "x", "–": "-", "…": "~", "≤": "<=", "Σ": "sum ", "ω": "omega"}
@@ -52,7 +53,7 @@ def plan_table(plan: Plan) -> str:
             [
                 str(stage),
                 _elided(device_words(device), DEVICE_WIDTH),
-                _layers(plan, stage),
+                layers_words(plan, stage),
                 _bits(_choices(plan, stage)),
                 "",
                 f"{sum(parts.values()) / unit_bytes:.1f} of {device.memory_bytes / unit_bytes:.1f}",
@@ -99,63 +100,103 @@ def explanation_text(plan: Plan, explanation: "Explanation") -> str:
             (
                 str(stage),
                 _elided(device_words(plan.device_of(stage)), DEVICE_WIDTH),
-                _layers(plan, stage),
+                layers_words(plan, stage),
                 _bits(_choices(plan, stage)),
                 f"{math.floor(finding.free_bytes / unit_bytes * 10) / 10} of {finding.memory_bytes / unit_bytes:.1f}",
                 f"{finding.idle_share:.0%}",
                 *(f"{finding.phase_idle_share[phase]:.0%}" for phase in Phase),
             )
         )
-    lines = [text_table(rows, right=(0, 4, 5, 6, 7)), ""]
-    told = ""
-    for about, sentence in explanation.sentences:
-        lines.append(labelled("" if about == told else about, sentence))
-        told = about
-    return "\n".join(lines)
+    return "\n".join([text_table(rows, right=(0, 4, 5, 6, 7)), "", *labelled_all(explanation.sentences)])
 
 
-def proposals_table(proposals: Sequence["Proposal"]) -> str:
-    """Plans for a file of requests by what they were made for, the one that was taken first."""
-    rows = [("planned for", "prompt", "new", "prefill by", "decode by", "layers", "the file")]
-    for proposal in proposals:
-        plan = proposal.plan
-        layers = " ".join(str(len(plan.decoder_range(stage))) for stage in range(len(plan.stages)))
-        lengths = str(proposal.workload.prompt_tokens), str(proposal.workload.new_tokens)
-        sizes = str(plan.prefill_micro_batch_size), str(plan.decode_micro_batch_size)
-        rows.append((proposal.lengths, *lengths, *sizes, layers, duration(proposal.seconds)))
-    return "\n" + text_table(rows, right=(1, 2, 3, 4, 6))
+def labelled_all(sentences: Sequence[tuple[str, str]]) -> list[str]:
+    """Each under what it is about, which is said once for those that follow each other."""
+    before = ["", *(about for about, _ in sentences)]
+    return [
+        labelled("" if about == told else about, sentence)
+        for told, (about, sentence) in zip(before, sentences, strict=False)
+    ]
 
 
-def requests_words(plan: Plan, request: "PlanRequest") -> str:
-    """What a plan does with real requests: the seconds of a file, or what it sustains of a stream."""
-    from hetero_infer.planner.requests import judged_s
-    from hetero_infer.planner.steady import steady_state
+def what_if_table(found: "WhatIf") -> str:
+    """The plan as things are and with the change, side by side."""
+    columns = [_plan_column(outcome) for outcome in (found.now, found.changed)]
+    rows = [("", "now", "changed")]
+    for label, *cells in zip(PLAN_ROWS, *columns, strict=True):
+        wrapped = [textwrap.wrap(cell, COLUMN_WIDTH) or [""] for cell in cells]
+        for line, (now, changed) in enumerate(itertools.zip_longest(*wrapped, fillvalue="")):
+            rows.append(("" if line else label, now, changed))
+    return text_table(rows)
 
-    requests, left_out = request.requests.lengths, request.requests.left_out
-    there = f"{len(requests)} requests" + (f", and {left_out} left out that are longer or wrong" if left_out else "")
-    if request.objective is not Objective.STEADY:
-        seconds = judged_s(plan, request)
-        tokens = sum(one.new_tokens for one in requests)
-        return f"{there}: {duration(seconds)} {predicted(plan)} for all, {tokens / seconds:.1f} tokens/s"
-    steady, (mean, peak) = steady_state(plan, request), requests_per_s(requests)
-    keeps_up = "all of it" if steady.requests_per_s >= peak else "its average, not its peak"
-    if steady.requests_per_s < mean:
-        keeps_up = "not even its average"
-    return (
-        f"{there}, {mean:.3g} a second on average and {peak:.3g} in the busiest minute. The steady state is "
-        f"{predicted(plan)}, with continuous batching: {steady.requests_per_s:.3g} requests/s sustained, {keeps_up}; "
-        f"{steady.tokens_per_s:.1f} tokens/s, a round takes {duration(steady.period_s)}"
-    )
+
+def _plan_column(outcome: "Plan | NoPlan") -> list[str]:
+    """A cell for each of `PLAN_ROWS`."""
+    if not isinstance(outcome, Plan):
+        return [f"no plan: {outcome.why}", *[""] * (len(PLAN_ROWS) - 1)]
+    assert outcome.estimate and outcome.quality and outcome.solver, "a plan that the planner made"
+    estimate, quality, solver = outcome.estimate, outcome.quality, outcome.solver
+    used = [outcome.device_of(stage) for stage in range(len(outcome.stages))]
+    unused = [device.name for device in outcome.devices if device not in used]
+    return [
+        f"{len(used)} of {len(outcome.devices)}" + (f", without {', '.join(unused)}" if unused else ""),
+        stages_words(outcome),
+        _micro_batches(outcome, Phase.PREFILL),
+        _micro_batches(outcome, Phase.DECODE),
+        duration(estimate.prefill_s),
+        duration(estimate.decode_s),
+        f"{estimate.tokens_per_s:.1f}",
+        f"{quality.predicted:.4f} of {quality.limit:.4f} {quality.unit}",
+        f"{solver.gap:.2%}, {solver.status} in {solver.seconds:.1f} s",
+    ]
+
+
+def stages_words(plan: Plan) -> str:
+    """``2 v100-32 (20+20), 3 t4 (9+9+10)``: neighbours of one type together, with their decoder layers."""
+    stages = ((plan.device_of(stage).type, len(plan.decoder_range(stage))) for stage in range(len(plan.stages)))
+    runs = ((name, [str(layers) for _, layers in run]) for name, run in itertools.groupby(stages, lambda s: s[0]))
+    return ", ".join(f"{len(layers)} {name} ({'+'.join(layers)})" for name, layers in runs)
+
+
+def pareto_table(front: "Front") -> str:
+    """A row per plan of the front, and below how many were asked for."""
+    rows = [("tokens/s", "perplexity", "quality loss", "devices", "stages", "gap")]
+    rows += [
+        (
+            f"{point.tokens_per_s:.1f}",
+            increase_words(point.perplexity_increase),
+            f"{point.loss:.4f}",
+            str(point.num_devices),
+            _elided(stages_words(point.plan), PARETO_WIDTH),
+            f"{point.gap:.2%}",
+        )
+        for point in front.points
+    ]
+    return f"{text_table(rows, right=(0, 1, 2, 3, 5))}\n{labelled('front', front.sentence)}"
+
+
+def link_words(cluster: Cluster) -> str:
+    """What the links of a changed cluster are taken to be."""
+    pairs = [f"{source} to {target}" for source, target in cluster.unmeasured_pairs]
+    if not pairs:
+        return "as measured"
+    alpha_us, gbit = link_figures(cluster.default_link)
+    more = f" and {len(pairs) - 1} more" if len(pairs) > 1 else ""
+    return f"default_link ({alpha_us} µs, {gbit} Gbit/s) for {pairs[0]}{more}"
 
 
 def comparison_text(rows: Sequence["Compared"]) -> str:
     """A line for each planner, and below the table why some have no plan."""
+    lines = labelled_all([("none", why) for why in comparison_reasons(rows)])
+    return "\n".join([text_table(comparison_rows(rows), right=(1, 2, 3, 4, 5)), *lines])
+
+
+def comparison_rows(rows: Sequence["Compared"]) -> list[tuple[str, ...]]:
+    """The table's cells, its head first."""
     table = [("planner", "prefill", "decode", "tokens/s", "time", "loss", "fullest device")]
-    lines = []
     for row in rows:
         if row.estimate is None:
             table.append((row.name, "none", "", "", "", "", ""))
-            lines.append(labelled("" if lines else "none", f"{row.name}: {row.outcome.why}"))
             continue
         device, share = row.fullest
         table.append(
@@ -169,7 +210,12 @@ def comparison_text(rows: Sequence["Compared"]) -> str:
                 f"{share:.0%} of {_elided(device, DEVICE_WIDTH)}",
             )
         )
-    return "\n".join([text_table(table, right=(1, 2, 3, 4, 5)), *lines])
+    return table
+
+
+def comparison_reasons(rows: Sequence["Compared"]) -> list[str]:
+    """Of those that have no plan."""
+    return [f"{row.name}: {row.outcome.why}" for row in rows if row.estimate is None]
 
 
 def predicted(plan: Plan, done: str = "predicted") -> str:
@@ -188,14 +234,11 @@ def based_on(plan: Plan, cluster: Cluster, latency: LatencyModel) -> str:
         which = f"; regression for {regressions} of {len(source.fits)} fits" if regressions else ""
         error = f" (held-out points {off.mean:.1%} off, {off.worst:.1%} at worst{which})" if off else ""
         said.append(f"{name} {source.word}{error}")
-    default = [f"{source} to {target}" for source, target in cluster.unmeasured_pairs]
-    if default:
-        more = f" and {len(default) - 1} more" if len(default) > 1 else ""
-        alpha_us, gbit = link_figures(cluster.default_link)
-        said.append(f"default_link ({alpha_us} µs, {gbit} Gbit/s) for {default[0]}{more}")
+    if cluster.unmeasured_pairs:
+        said.append(link_words(cluster))
     elif cluster.host_pairs:
         said.append("links measured")
-    is_missing = default or any(source.word == SPEC_SHEET for source in sources.values())
+    is_missing = cluster.unmeasured_pairs or any(source.word == SPEC_SHEET for source in sources.values())
     return f"{', '.join(said)}" + ("; launch/measure.py measures what is not" if is_missing else "")
 
 
@@ -213,6 +256,16 @@ def device_words(device: Device) -> str:
     return f"{device.name} {device.type}" + (f" slowed {device.slowdown:g}×" if device.slowdown > 1 else "")
 
 
+def layers_words(plan: Plan, stage: int) -> str:
+    """``0–5 (6) + emb``: the decoder layers, and embedding, head or both (`ends`) where they stand; ``head at 8`` where
+    it is quantised."""
+    layers, last = plan.decoder_range(stage), len(plan.stages) - 1
+    decoders = f"{'–'.join(map(str, sorted({layers[0], layers[-1]})))} ({len(layers)})" if layers else ""
+    ends = [("emb", plan.embedding_choice)] * (stage == 0) + [("head", plan.head_choice)] * (stage == last)
+    words = [f"{name} at {choice.bits}" if choice.is_quantised else name for name, choice in ends]
+    return " + ".join(filter(None, [decoders, *(["ends"] if words == ["emb", "head"] else words)]))
+
+
 def run_lengths(choices: Sequence[Choice]) -> str:
     """``"2×4 1×8"``: two layers at 4 bits, then one at 8."""
     groups = ((bits, len(list(group))) for bits, group in itertools.groupby(choice.bits for choice in choices))
@@ -226,6 +279,11 @@ def memory_bar(parts: dict[str, int], budget_bytes: int, width: int) -> str:
     return "".join(
         block * (end - start) for block, start, end in zip(BAR.values(), starts, [*ends, width], strict=True)
     )
+
+
+def increase_words(increase: float) -> str:
+    """``+0.29%``, and from ten times as much on ``404×``."""
+    return f"+{increase:.2%}" if increase < 9 else f"{1 + increase:.0f}×"
 
 
 def duration(seconds: float) -> str:
@@ -281,16 +339,6 @@ def _memory_unit(plan: Plan) -> tuple[str, int]:
 
 def _choices(plan: Plan, stage: int) -> list[Choice]:
     return [plan.decoder_choices[layer] for layer in plan.decoder_range(stage)]
-
-
-def _layers(plan: Plan, stage: int) -> str:
-    """``0–5 (6) + emb``: the decoder layers, and embedding, head or both (`ends`) where they stand; ``head at 8`` where
-    it is quantised."""
-    layers, last = plan.decoder_range(stage), len(plan.stages) - 1
-    decoders = f"{'–'.join(map(str, sorted({layers[0], layers[-1]})))} ({len(layers)})" if layers else ""
-    ends = [("emb", plan.embedding_choice)] * (stage == 0) + [("head", plan.head_choice)] * (stage == last)
-    words = [f"{name} at {choice.bits}" if choice.is_quantised else name for name, choice in ends]
-    return " + ".join(filter(None, [decoders, *(["ends"] if words == ["emb", "head"] else words)]))
 
 
 def _bits(choices: Sequence[Choice]) -> str:

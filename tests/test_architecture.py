@@ -28,6 +28,7 @@ FLOORS = {
     "supervisor": {"spec", "serving"},
     "serving": {"spec", "supervisor"},
     "bench": {"spec", "cost", "planner", "pipeline"},
+    "page": {"spec", "cost", "planner", "pipeline", "report"},
 }
 
 # (file, module): why it may.

@@ -29,7 +29,7 @@ from hetero_infer.spec import (
 from hetero_infer.spec.profile import EMBEDDING, HEAD
 from tests.tiny_model import write_tiny_model
 
-VERBS = ("devices", "measure", "sensitivity", "plan", "explain", "check", "simulate", "quantize", "evaluate")
+VERBS = ("devices", "measure", "sensitivity", "plan", "explain", "whatif", "check", "simulate", "quantize", "evaluate")
 BITS = (3, 4, 8, 16)
 CONFIG = """
 [model]
@@ -332,6 +332,7 @@ def test_explain_works_out_an_edited_plan_anew(run: Run, plan_path: Path, capsys
 def test_explain_lists_what_a_plan_breaks(run: Run, plan_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plan = Plan.load(plan_path)
     replace(plan, devices=tuple(replace(device, memory_bytes=2**18) for device in plan.devices)).save(plan_path)
+    run.set_memory("256KiB")
     assert run("explain", plan_path) == 3
     assert capsys.readouterr().out.startswith("stage 0 (cpu on localhost:0) needs ")
     assert run("explain", plan_path, "--json") == 3
@@ -344,7 +345,52 @@ def test_a_plan_for_another_model_is_not_explained(
     plan = Plan.load(plan_path)
     replace(plan, model={**plan.model, "digest": "another"}).save(plan_path)
     assert run("explain", plan_path) == 2
-    assert "the plan is for the model another" in one_line_of_error(capsys)
+    assert "it is for the model another" in one_line_of_error(capsys)
+
+
+def test_a_plan_for_other_devices_is_not_explained(
+    run: Run, plan_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run.set_memory("3MiB")
+    assert run("explain", plan_path) == 2
+    assert "memory_bytes of localhost:0 is 2097152 in it, and 3145728 in hostfile" in one_line_of_error(capsys)
+
+
+def test_explain_plans_again_unless_it_is_told_not_to(
+    run: Run, plan_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("explain", plan_path) == 0
+    said = capsys.readouterr().out
+    assert "planned again with 3 s each" in said and "a link twice as fast between localhost and localhost" in said
+    assert run("explain", plan_path, "--each-s", 0) == 0
+    assert "planned again" not in capsys.readouterr().out
+
+
+def test_whatif_shows_both_plans_and_what_the_change_is_worth(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("whatif", "--add", "cpu:1=4MiB", "--drop", "localhost:1") == 0
+    said = capsys.readouterr().out
+    assert "now" in said and "changed" in said and "the change is worth" in said and "default_link" in said
+    assert not (run.path / "out" / "plan.json").exists()
+    assert run("whatif", "--drop", "cpu:1", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert len(found["now"]["cluster"]) == 2 and len(found["changed"]["cluster"]) == 1
+
+
+def test_whatif_without_a_change_or_without_a_plan_for_it_is_told(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("whatif") == 2
+    assert "nothing is changed" in one_line_of_error(capsys)
+    run.set_memory("1MiB")
+    assert run("whatif", "--drop", "cpu:1") == 3
+    assert "no plan" in capsys.readouterr().out
+
+
+def test_a_plan_is_written_as_a_page_with_its_pareto_front(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    page = run.path / "plan.html"
+    assert run("plan", "--pareto", "--html", page, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["pareto"]["points"]
+    assert "Speed, quality, devices" in page.read_text()
+    assert run("explain", run.path / "out" / "plan.json", "--html", page, "--each-s", 0) == 0
+    assert "What else is to be said" in page.read_text()
 
 
 def test_a_terminal_without_unicode_gets_ascii(run: Run, plan_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,16 +12,18 @@ from dataclasses import dataclass, field, replace
 
 from hetero_infer.planner.exhaust import exhaust
 from hetero_infer.planner.fluid import fluid_bound_s
-from hetero_infer.planner.improve import improve
+from hetero_infer.planner.improve import improve, lose_less
 from hetero_infer.planner.problem import omega_rows
 from hetero_infer.planner.relaxation import Dual, Relaxation
 from hetero_infer.planner.search_space import SearchSpace
-from hetero_infer.planner.space import Node, Pipeline, Space
+from hetero_infer.planner.space import Decided, Node, Pipeline, Space
 from hetero_infer.spec.workload import Phase
 
 PREFILL, DECODE = Phase.PREFILL, Phase.DECODE
 SPLITTING_SHARE = 0.25  # of what a bound lacks: where the floors explain less, splitting them helps no more
-MOST_LABELS = 100_000  # of an enumeration
+FIRST_LABELS = 20_000  # of an enumeration; where they do not suffice it is tried again with more
+MORE_LABELS = 5  # times as many
+MOST_NEAR = 50  # plans kept for the judge
 clock_s = time.monotonic
 TIE = 1e-11  # a plan that is faster by less than this share is not looked for
 
@@ -47,10 +49,12 @@ class Effort:
 
 @dataclass
 class Found:
-    """The best pipeline and its pair; no pipeline of any pair is faster than `bound_s`."""
+    """The best pipeline and its pair; no pipeline of any pair is faster than `bound_s`. `near` are those met within
+    the gap of the best at the time, by pair and stages."""
 
     sizes: tuple[int, int] = (0, 0)
     pipeline: Pipeline | None = None
+    near: dict[tuple[tuple[int, int], Decided], Pipeline] = field(default_factory=dict)
     bound_s: float = 0.0
     is_finished: bool = False
     effort: Effort = field(default_factory=Effort)
@@ -62,12 +66,13 @@ class Found:
 
 @dataclass(frozen=True, order=True)
 class _Open:
-    """`node` is None until its pair of sizes is looked into."""
+    """`node` is None until its pair of sizes is looked into. `most_labels`: of an enumeration, if it comes to that."""
 
     bound_s: float
     number: int
     sizes: tuple[int, int] = field(compare=False)
     node: Node | None = field(compare=False, default=None)
+    most_labels: int = field(compare=False, default=FIRST_LABELS)
 
 
 class BranchAndBound:
@@ -78,7 +83,7 @@ class BranchAndBound:
         self._pools: dict[tuple[int, int], list[Pipeline]] = {}
         self._number = itertools.count()
         self._heap: list[_Open] = []
-        self._least_closed_s = math.inf
+        self._least_closed_s = self._least_fluid_s = math.inf
         self.found = Found()
 
     def run(self, deadline_s: float) -> Found:
@@ -91,17 +96,28 @@ class BranchAndBound:
                 self._close(opened.bound_s)
                 continue
             self._expand(opened)
+        self._lose_less()
         bounds = [self._least_closed_s, found.seconds, *(opened.bound_s for opened in self._heap)]
         found.bound_s = min(bounds)
+        if self._space.is_restricted:
+            found.bound_s = min(found.bound_s, self._least_fluid_s)
         found.is_finished = not self._heap
         return found
+
+    def _lose_less(self) -> None:
+        found = self.found
+        if found.pipeline:
+            space = self._spaces[found.sizes]
+            found.pipeline = lose_less(space, Relaxation(space, space.root(0.0), []), found.pipeline)
 
     @property
     def _cut_s(self) -> float:
         return self.found.seconds * (1 - self._gap)
 
     def _close(self, bound_s: float) -> None:
-        self._least_closed_s = min(self._least_closed_s, bound_s)
+        """Done with a node: nothing in it is faster than `bound_s`. Of what is slower than the cutoff caps leave plans
+        out, so no more than the cutoff is claimed."""
+        self._least_closed_s = min(self._least_closed_s, bound_s, self._cut_s)
 
     def _open_pairs(self) -> None:
         search_space = self._space
@@ -113,6 +129,7 @@ class BranchAndBound:
             form = search_space.objective(*pair)
             bound_s = fluid_bound_s(form, search_space.terms(*pair), multiplicity, omega, request.omega_limit)
             self.found.effort.pairs += 1
+            self._least_fluid_s = min(self._least_fluid_s, bound_s)
             if math.isinf(bound_s):
                 self.found.effort.infeasible_pairs += 1
             else:
@@ -128,6 +145,7 @@ class BranchAndBound:
         node = _with_caps(space, opened.node or space.root(opened.bound_s), self._cut_s)
         relaxation = Relaxation(space, node, pool)
         if not relaxation.can_keep_quality():
+            self._close(math.inf)
             return
         dual = relaxation.dual(self._cut_s, tolerance_s=1e-5 * opened.bound_s)
         for _, path in dual.weights:
@@ -146,20 +164,27 @@ class BranchAndBound:
         children = _split(space, node, dual, self._cut_s)
         if not children:
             effort.enumerated += 1
-            rest = exhaust(space, relaxation, dual, self._cut_s, MOST_LABELS)
+            rest = exhaust(space, relaxation, dual, self._cut_s, opened.most_labels)
             if rest.found:
                 self._offer(sizes, rest.found)
             if rest.is_complete:
-                self._close(self._cut_s)
+                self._close(math.inf)
             else:
-                self._close(bound_s)
+                more = MORE_LABELS * opened.most_labels
+                heapq.heappush(self._heap, _Open(bound_s, next(self._number), sizes, node, more))
         for child in children:
             heapq.heappush(self._heap, _Open(child.bound_s, next(self._number), sizes, child))
 
     def _offer(self, sizes: tuple[int, int], pipeline: Pipeline) -> None:
-        space = self._spaces[sizes]
-        if space.keeps_quality(pipeline.omega) and pipeline.seconds < self.found.seconds:
-            self.found.sizes, self.found.pipeline = sizes, pipeline
+        found = self.found
+        if not self._spaces[sizes].keeps_quality(pipeline.omega):
+            return
+        if pipeline.seconds * (1 - self._gap) <= found.seconds:
+            found.near[sizes, pipeline.decided] = pipeline
+            if len(found.near) > 2 * MOST_NEAR:
+                found.near = dict(sorted(found.near.items(), key=lambda item: item[1].seconds)[:MOST_NEAR])
+        if pipeline.seconds < found.seconds:
+            found.sizes, found.pipeline = sizes, pipeline
 
 
 def _slopes(space: Space, period_share: float) -> dict[Phase, float]:

@@ -15,26 +15,28 @@ class DeviceClass:
     def example(self) -> Device:
         return self.devices[0]
 
+    @property
+    def one_per_host(self) -> tuple[Device, ...]:
+        return tuple({device.host: device for device in self.devices}.values())
 
-def device_classes(cluster: Cluster) -> tuple[DeviceClass, ...]:
-    """In the order of the hostfile."""
-    has_one_link = only_link(cluster) is not None
+
+def device_classes(cluster: Cluster, *, by_host: bool) -> tuple[DeviceClass, ...]:
+    """In the order of the hostfile; without `by_host` also devices of several hosts are one class."""
     members: dict[Device, list[Device]] = {}
     for device in cluster.devices:
-        key = replace(device, slot=0, host="" if has_one_link else device.host)
+        key = replace(device, slot=0, host=device.host if by_host else "")
         members.setdefault(key, []).append(device)
     return tuple(DeviceClass(tuple(devices)) for devices in members.values())
 
 
-def only_link(cluster: Cluster) -> Link | None:
-    """The link that any two devices have between them; None where links differ."""
-    hosts = dict.fromkeys(device.host for device in cluster.devices)
-    links = {cluster.links.get(pair, cluster.default_link) for pair in cluster.host_pairs}
-    if len(links) > 1:
-        return None
-    return links.pop() if links else cluster.default_link if len(hosts) == 1 else None
+def has_one_link(cluster: Cluster) -> bool:
+    """Whether any two devices have the same link between them."""
+    return len({cluster.links.get(pair, cluster.default_link) for pair in cluster.host_pairs}) <= 1
 
 
-def link_between(cluster: Cluster, source: DeviceClass, target: DeviceClass) -> Link:
-    """Of a device of `source` and another of `target`."""
-    return cluster.link(source.example, target.devices[-1])
+def best_link(cluster: Cluster, source: DeviceClass, target: DeviceClass) -> Link:
+    """From a device of `source` to another of `target`: no pair of them is faster for any message."""
+    links = {cluster.link(a, b) for a in source.one_per_host for b in target.one_per_host if a.host != b.host}
+    inside = {a.host for a in source.devices} & {b.host for b in target.devices}
+    links |= {cluster.links.get((host, host), cluster.default_link) for host in inside}
+    return Link(min(link.alpha_s for link in links), max(link.bytes_per_s for link in links))

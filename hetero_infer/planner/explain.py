@@ -16,7 +16,6 @@ from hetero_infer.planner.check import MIB, missing_mib
 from hetero_infer.planner.estimate import PlanCosts, estimate_plan
 from hetero_infer.planner.problem import QUALITY_TOLERANCE
 from hetero_infer.planner.request import PlanRequest
-from hetero_infer.spec.errors import InputError
 from hetero_infer.spec.plan import Plan
 from hetero_infer.spec.workload import Phase
 
@@ -215,12 +214,7 @@ class Explanation:
 
 
 def explain(plan: Plan, request: PlanRequest) -> Explanation:
-    """Judge `plan` with the request's model, links, seconds, indicator and choices; its limits are its own."""
-    if plan.model.get("digest") != request.model_facts["digest"]:
-        raise InputError(
-            f"the plan is for the model {plan.model.get('digest')}, the config names {request.model_facts['digest']}; "
-            "explain it with the config it was made from"
-        )
+    """Judge a plan of the request's model with its links, seconds, indicator and choices; the limits are the plan's."""
     changes = PlanChanges(plan, request)
     memory = tuple(_memory(changes, stage) for stage in range(len(plan.stages)))
     limit = plan.quality.limit if plan.quality else math.inf

@@ -5,10 +5,12 @@ import numpy as np
 from hetero_infer.planner.least_omega import Floats
 from hetero_infer.planner.relaxation import Relaxation
 from hetero_infer.planner.space import Pipeline, Space
+from hetero_infer.planner.stage_options import IntervalOptions
 from hetero_infer.spec.workload import Phase
 
-PREFILL, DECODE = Phase.PREFILL, Phase.DECODE
+DECODE = Phase.DECODE
 MOST_SWEEPS = 4
+SAME_SPEED = 1e-10  # a plan that is slower by less than this share is as fast
 
 
 def improve(space: Space, relaxation: Relaxation, pipeline: Pipeline) -> Pipeline:
@@ -22,19 +24,28 @@ def improve(space: Space, relaxation: Relaxation, pipeline: Pipeline) -> Pipelin
     return pipeline
 
 
+def lose_less(space: Space, relaxation: Relaxation, pipeline: Pipeline) -> Pipeline:
+    """As fast, and with less Σω where a stage has time to spare."""
+    for stage, old in enumerate(pipeline.picks):
+        options = relaxation.options(old.hop)
+        seconds = _with_stage(space, pipeline, stage, options)
+        as_fast = seconds <= pipeline.seconds * (1 + SAME_SPEED)
+        if as_fast.any():
+            row = int(np.argmin(np.where(as_fast, options.omega, np.inf)))
+            found = space.pipeline(
+                [*pipeline.picks[:stage], relaxation.pick(old.hop, row), *pipeline.picks[stage + 1 :]]
+            )
+            if found.omega < pipeline.omega and found.seconds <= pipeline.seconds * (1 + SAME_SPEED):
+                pipeline = found
+    return pipeline
+
+
 def _improve_stage(space: Space, relaxation: Relaxation, pipeline: Pipeline, stage: int) -> Pipeline:
     picks = list(pipeline.picks)
     old = picks[stage]
     options = relaxation.options(old.hop)
     omega = pipeline.omega - old.omega + options.omega
-    others = {
-        phase: max([0.0, *pipeline.wires[phase], *(p.seconds[phase] for p in picks if p is not old)]) for phase in Phase
-    }
-    seconds = _objective(
-        space,
-        {phase: pipeline.passes[phase] - old.seconds[phase] + options.seconds[phase] for phase in Phase},
-        {phase: np.maximum(others[phase], options.seconds[phase]) for phase in Phase},
-    )
+    seconds = _with_stage(space, pipeline, stage, options)
     keeps = omega <= space.omega_limit + 0.5 * space.omega_tolerance
     row = int(np.argmin(np.where(keeps, seconds, np.inf))) if keeps.any() else int(np.argmin(omega))
     picks[stage] = relaxation.pick(old.hop, row)
@@ -44,8 +55,17 @@ def _improve_stage(space: Space, relaxation: Relaxation, pipeline: Pipeline, sta
     return found if found.omega < pipeline.omega else pipeline
 
 
-def _objective(space: Space, passes: dict[Phase, Floats], slowest: dict[Phase, Floats]) -> Floats:
-    form = space.objective
+def _with_stage(space: Space, pipeline: Pipeline, stage: int, options: IntervalOptions) -> Floats:
+    """The objective with each option for one stage, the others as they are."""
+    form, old = space.objective, pipeline.picks[stage]
+    passes = {phase: pipeline.passes[phase] - old.seconds[phase] + options.seconds[phase] for phase in Phase}
+    slowest = {
+        phase: np.maximum(
+            max([0.0, *pipeline.wires[phase], *(p.seconds[phase] for p in pipeline.picks if p is not old)]),
+            options.seconds[phase],
+        )
+        for phase in Phase
+    }
     period = np.maximum(form.micro_batches[DECODE] * slowest[DECODE], passes[DECODE])
-    one = sum(form.passes[phase] * passes[phase] + form.slowest[phase] * slowest[phase] for phase in Phase)
-    return np.asarray(one + form.rounds * period)
+    once = sum(form.passes[phase] * passes[phase] + form.slowest[phase] * slowest[phase] for phase in Phase)
+    return np.asarray(once + form.rounds * period)

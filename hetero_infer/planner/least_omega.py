@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 Bools = NDArray[np.bool_]
-MOST_ENTRIES = 60_000_000  # of all tables together: half a gigabyte
+MOST_ENTRIES = 100_000_000  # of all tables together: 800 MB
 
 
 class TooManyCounts(Exception):
@@ -20,20 +20,19 @@ class TooManyCounts(Exception):
 
 
 class LeastOmega:
-    """`counts[length]` is [rows, choices]; `omega[length]` is [starts, rows], or None without a quality limit."""
+    """`counts[length]` is [rows, choices]; `omega[length]` is [starts, rows]."""
 
-    def __init__(self, omega: Floats, most_layers: int, fits: Callable[[Integers], Bools], *, is_limited: bool) -> None:
+    def __init__(self, omega: Floats, most_layers: int, fits: Callable[[Integers], Bools]) -> None:
         """Args:
         omega: [layers, choices].
         most_layers: the longest interval wanted.
         fits: which rows of counts some device can hold; fewer layers always fit where more do.
-        is_limited: whether Σω matters at all.
         """
         num_layers, num_choices = omega.shape
         unit = np.eye(num_choices, dtype=np.int64)
         radix = (num_layers + 1) ** np.arange(num_choices, dtype=np.int64)
         self.counts: dict[int, Integers] = {0: np.zeros((1, num_choices), dtype=np.int64)}
-        self.omega: dict[int, Floats | None] = {0: np.zeros((num_layers + 1, 1)) if is_limited else None}
+        self.omega: dict[int, Floats] = {0: np.zeros((num_layers + 1, 1))}
         entries = 0
         for length in range(1, min(most_layers, num_layers) + 1):
             shorter = self.counts[length - 1]
@@ -47,10 +46,7 @@ class LeastOmega:
             entries += len(rows) * (num_layers - length + 1)
             if entries > MOST_ENTRIES:
                 raise TooManyCounts
-            self.omega[length] = None
-            before = self.omega[length - 1]
-            if before is not None:
-                self.omega[length] = _extend(before, shorter @ radix, rows, keys, radix, omega, length)
+            self.omega[length] = _extend(self.omega[length - 1], shorter @ radix, rows, keys, radix, omega, length)
         del self.counts[0], self.omega[0]
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
-MOST_STATES = 200_000  # times layers: what a pass can look at in well under a second
+MOST_STATES = 2_000_000  # with the layers: what a pass can look at in about a second
 
 
 class TooManyStates(Exception):
@@ -58,7 +58,7 @@ class RingPaths:
         self._stride = radix[:-1]
         self.num_used = int(radix[-1])
         self._num_groups = max(sends_alike) + 1
-        if self.num_used * self._num_groups * num_layers > 100 * MOST_STATES:
+        if self.num_used * self._num_groups**2 * num_layers > MOST_STATES:
             raise TooManyStates
         self._counts = used = (np.arange(self.num_used)[:, None] // self._stride) % (np.array(multiplicity) + 1)
         level = used.sum(axis=1)

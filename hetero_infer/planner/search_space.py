@@ -1,13 +1,13 @@
 """From a `PlanRequest` to the `Space` of each pair of micro-batch sizes, and back from a `Pipeline` to devices."""
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import cached_property
 
 import numpy as np
 
-from hetero_infer.planner.device_classes import DeviceClass, device_classes, link_between
-from hetero_infer.planner.least_omega import Bools, Floats, Integers, LeastOmega
+from hetero_infer.planner.device_classes import DeviceClass, best_link, device_classes, has_one_link
+from hetero_infer.planner.least_omega import Bools, Floats, Integers, LeastOmega, TooManyCounts
 from hetero_infer.planner.objective import ClosedForm, closed_form, shared_prefills
 from hetero_infer.planner.problem import (
     QUALITY_TOLERANCE,
@@ -18,7 +18,7 @@ from hetero_infer.planner.problem import (
     stage_terms,
 )
 from hetero_infer.planner.request import PlanRequest
-from hetero_infer.planner.ring_paths import RingPaths
+from hetero_infer.planner.ring_paths import RingPaths, TooManyStates
 from hetero_infer.planner.space import Pipeline, Space, Wires
 from hetero_infer.planner.stage_options import CountTables, Position, StageOptions, fitting
 from hetero_infer.spec.choice import Choice
@@ -34,15 +34,31 @@ POSITIONS: Mapping[Position, tuple[bool, bool]] = {
 
 
 class SearchSpace:
-    """All spaces of a request. What they share is made once."""
+    """All spaces of a request. What they share is made once.
 
-    def __init__(self, request: PlanRequest) -> None:
+    Where links differ, devices of different hosts are different classes. With so many classes that not all their
+    orders can be looked at, hosts are not told apart and a class has its fastest link: bounds hold, and seconds are
+    those of a real order only once `devices_of` has put one in place. A pipeline must use as many devices of each
+    class as `must_use` names of it.
+    """
+
+    def __init__(self, request: PlanRequest, must_use: Collection[str] = ()) -> None:
         self.request = request
-        self.classes: tuple[DeviceClass, ...] = device_classes(request.cluster)
+        self.most_mixed = len(request.choices)
+        self._must_use = frozenset(must_use)
         self._seconds: dict[tuple[int, Phase, int, float], Floats] = {}
+        try:
+            self._set_classes(by_host=not has_one_link(request.cluster))
+        except TooManyStates:
+            self._set_classes(by_host=False)
+
+    def _set_classes(self, *, by_host: bool) -> None:
+        self.classes: tuple[DeviceClass, ...] = device_classes(self.request.cluster, by_host=by_host)
+        num_layers = self.request.model.num_hidden_layers
         sends_alike, self._group_examples = self._groups_by_sending()
-        self.paths = RingPaths([len(c.devices) for c in self.classes], request.model.num_hidden_layers, sends_alike)
+        self.paths = RingPaths([len(c.devices) for c in self.classes], num_layers, sends_alike)
         self.first_groups = self._groups_by_way_back()
+        self.fewest = [sum(device.name in self._must_use for device in one.devices) for one in self.classes]
 
     def terms(self, prefill_size: int, decode_size: int) -> list[dict[Position, StageTerms]]:
         """Per class, by position."""
@@ -82,16 +98,34 @@ class SearchSpace:
             self.first_groups,
             self.request.omega_limit,
             QUALITY_TOLERANCE * scale,
+            self.fewest,
         )
 
     def devices_of(self, pipeline: Pipeline) -> tuple[Device, ...]:
-        """In the order of the stages; of a class the first ones of the hostfile."""
+        """In the order of the stages; each the one of its class that the stage before reaches fastest."""
         left = [list(one.devices) for one in self.classes]
-        return tuple(left[pick.hop.device_class].pop(0) for pick in pipeline.picks)
+        chosen: list[Device] = []
+        for pick in pipeline.picks:
+            of_class = left[pick.hop.device_class]
+            device = min(of_class, key=lambda device: self._seconds_from(chosen[-1], device) if chosen else 0.0)
+            of_class.remove(device)
+            chosen.append(device)
+        return tuple(chosen)
+
+    def _seconds_from(self, source: Device, target: Device) -> float:
+        """Of a prefill message of one sequence."""
+        link = self.request.cluster.link(source, target)
+        return send_seconds(self.request, link, source, dict.fromkeys(Phase, 1))[Phase.PREFILL]
 
     @property
     def choices(self) -> tuple[Choice, ...]:
         return self.request.choices
+
+    @property
+    def is_restricted(self) -> bool:
+        """Whether plans are left out that mix more than `most_mixed` choices in a stage: all mixes would not fit
+        memory. Then only the fluid bounds hold for every plan."""
+        return self.most_mixed < len(self.choices)
 
     @cached_property
     def _omega(self) -> tuple[Mapping[Choice, float], ...]:
@@ -108,11 +142,16 @@ class SearchSpace:
             kept = np.zeros(len(rows), dtype=bool)
             for one in roomiest:
                 kept |= fitting(rows, self.choices, one)
-            return kept
+            return np.asarray(kept & ((rows > 0).sum(axis=1) <= self.most_mixed))
 
         omega = np.array([[row[choice] for choice in self.choices] for row in self._omega])
-        least = LeastOmega(omega, len(omega), fits, is_limited=self.request.omega_limit < np.inf)
-        return [CountTables(least, self.choices, list(of_class.values()), len(omega)) for of_class in terms]
+        while True:
+            try:
+                least = LeastOmega(omega, len(omega), fits)
+            except TooManyCounts:
+                self.most_mixed -= 1
+            else:
+                return [CountTables(least, self.choices, list(of_class.values()), len(omega)) for of_class in terms]
 
     def _layers_s(self, c: int, phase: Phase, size: Mapping[Phase, int], terms: StageTerms) -> Floats:
         shared = shared_prefills(self.request, size) if phase is Phase.DECODE else 0.0
@@ -130,7 +169,7 @@ class SearchSpace:
         request = self.request
 
         def seconds(source: DeviceClass, target: DeviceClass) -> float:
-            return send_seconds(request, link_between(request.cluster, source, target), source.example, size)[phase]
+            return send_seconds(request, best_link(request.cluster, source, target), source.example, size)[phase]
 
         return np.array([[seconds(source, target) for target in self.classes] for source in self._group_examples])
 
@@ -138,7 +177,7 @@ class SearchSpace:
         request, firsts = self.request, [self.classes[group[0]] for group in self.first_groups]
 
         def seconds(last: DeviceClass, first: DeviceClass) -> float:
-            return return_seconds(request, link_between(request.cluster, last, first), size)[phase]
+            return return_seconds(request, best_link(request.cluster, last, first), size)[phase]
 
         return np.array([[seconds(last, first) for last in self._group_examples] for first in firsts])
 
@@ -147,7 +186,7 @@ class SearchSpace:
         keys = {
             one: (
                 one.example.element_bytes,
-                *(link_between(self.request.cluster, one, target) for target in self.classes),
+                *(best_link(self.request.cluster, one, target) for target in self.classes),
             )
             for one in self.classes
         }
@@ -157,7 +196,7 @@ class SearchSpace:
 
     def _groups_by_way_back(self) -> list[list[int]]:
         def way_back(c: int) -> tuple[object, ...]:
-            return tuple(link_between(self.request.cluster, last, self.classes[c]) for last in self.classes)
+            return tuple(best_link(self.request.cluster, last, self.classes[c]) for last in self.classes)
 
         by_way = sorted(range(len(self.classes)), key=lambda c: repr(way_back(c)))
         return [list(group) for _, group in itertools.groupby(by_way, key=lambda c: repr(way_back(c)))]

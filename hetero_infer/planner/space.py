@@ -13,6 +13,7 @@ from hetero_infer.planner.objective import ClosedForm
 from hetero_infer.planner.problem import Ends
 from hetero_infer.planner.ring_paths import Floats, Hop, RingPaths
 from hetero_infer.planner.stage_options import StageOptions
+from hetero_infer.spec.choice import Choice
 from hetero_infer.spec.workload import Phase
 
 
@@ -25,6 +26,9 @@ class Wires:
 
     send: Mapping[Phase, Floats]
     back: Mapping[Phase, Floats]
+
+
+Decided = tuple[tuple[Hop, tuple[int, ...], Choice | None, Choice | None], ...]
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,11 @@ class Pipeline:
     slowest: Mapping[Phase, float]
     omega: float
     seconds: float
+
+    @property
+    def decided(self) -> Decided:
+        """What tells it from another."""
+        return tuple((pick.hop, pick.counts, pick.ends.embedding, pick.ends.head) for pick in self.picks)
 
     def num_on(self, device_class: int) -> int:
         """Stages on a class."""
@@ -76,7 +85,7 @@ class Node:
 @dataclass(frozen=True)
 class Space:
     """All pipelines with one pair of micro-batch sizes. `first_groups` are the classes with the same way back to a
-    first stage; `omega_tolerance` is what a sum may pass Ω by."""
+    first stage; `omega_tolerance` is what a sum may pass Ω by; of each class at least `fewest` devices are used."""
 
     objective: ClosedForm
     options: Sequence[StageOptions]
@@ -85,6 +94,7 @@ class Space:
     first_groups: Sequence[Sequence[int]]
     omega_limit: float
     omega_tolerance: float
+    fewest: Sequence[int]
 
     @property
     def is_limited(self) -> bool:
@@ -92,7 +102,7 @@ class Space:
 
     def root(self, bound_s: float) -> Node:
         """All of it."""
-        uses = tuple(range(count + 1) for count in self.paths.multiplicity)
+        uses = tuple(range(few, count + 1) for few, count in zip(self.fewest, self.paths.multiplicity, strict=True))
         return Node(uses, dict.fromkeys(Phase, 0.0), dict.fromkeys(Phase, math.inf), bound_s)
 
     def keeps_quality(self, omega: float) -> bool:

@@ -53,10 +53,7 @@ class CountTables:
         }
         self.lengths = [length for length, mask in kept.items() if mask.any()]
         self.omega = {
-            length: None
-            if (table := least_omega.omega[length]) is None
-            else np.ascontiguousarray(table[:, kept[length]])
-            for length in self.lengths
+            length: np.ascontiguousarray(least_omega.omega[length][:, kept[length]]) for length in self.lengths
         }
         rows = [least_omega.counts[length][kept[length]] for length in self.lengths]
         self.counts: Integers = np.concatenate(rows) if rows else np.zeros((0, len(choices)), dtype=np.int64)
@@ -78,8 +75,8 @@ class CountTables:
 
     def _flat_omega(self, *, first: bool) -> Floats:
         tables = [self.omega[length] for length in self.lengths]
-        rows = [table[0 if first else -1] for table in tables if table is not None]
-        return np.concatenate(rows) if rows else np.zeros(len(self.counts))
+        rows = [table[0 if first else -1] for table in tables]
+        return np.concatenate(rows) if rows else np.zeros(0)
 
     def seconds(self, layer_s: Mapping[Choice, float]) -> Floats:
         """Flat, of the layers alone."""
@@ -156,11 +153,7 @@ class Selection:
         inside = self._inside["middle"][0][1]
         rows = {length: np.flatnonzero(inside[where]) for length, where in tables.slices.items()}
         self._rows = {length: found for length, found in rows.items() if len(found)}
-        self._omega = {
-            length: table[:, found]
-            for length, found in self._rows.items()
-            if (table := tables.omega[length]) is not None
-        }
+        self._omega = {length: tables.omega[length][:, found] for length, found in self._rows.items()}
 
     def costs(self, prices: Prices) -> StageCosts:
         """The cheapest option of every interval."""
@@ -171,7 +164,7 @@ class Selection:
         for length, rows in self._rows.items():
             costs = layers[tables.slices[length]][rows]
             starts = slice(0, num_layers - length + 1)
-            if prices.omega and length in self._omega:
+            if prices.omega:
                 middle[length - 1, starts] = (prices.omega * self._omega[length] + costs).min(axis=1)
             else:
                 middle[length - 1, starts] = costs.min()
@@ -203,8 +196,7 @@ class Selection:
             "only" if is_first and is_last else "first" if is_first else "last" if is_last else "middle"
         )
         found = [(ends, np.flatnonzero(inside[where])) for ends, inside in self._inside[position]]
-        table = tables.omega[length]
-        omega = np.zeros(where.stop - where.start) if table is None else table[hop.start]
+        omega = tables.omega[length][hop.start]
         return IntervalOptions(
             counts=np.concatenate([tables.counts[where][rows] for _, rows in found]),
             ends=tuple(ends for ends, _ in found),

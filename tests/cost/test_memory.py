@@ -21,8 +21,9 @@ from hetero_infer.cost.memory import (
 from hetero_infer.models import layers_of
 from hetero_infer.models.attention import QUERY_BLOCK
 from hetero_infer.quant.linear import BLOCK_WEIGHTS
+from hetero_infer.quant.packing import CODES_PER_BLOCK
 from hetero_infer.spec import UNQUANTISED, Choice, ModelSpec, Workload
-from hetero_infer.spec.model import Linear
+from hetero_infer.spec.model import ZEROS_PER_BLOCK, Linear
 from tests.llama import llama_spec
 from tests.tiny_model import BLOOM, OPT, TINY
 
@@ -165,6 +166,7 @@ def test_a_head_of_any_vocabulary_takes_no_larger_buffer_than_a_decoder_layer(co
 def test_the_blocks_are_those_of_the_runtime() -> None:
     assert {4: BLOCK_WEIGHTS["cpu"], 2: BLOCK_WEIGHTS["cuda"]} == DEQUANTISE_BLOCK_WEIGHTS
     assert ATTENTION_BLOCK_TOKENS == QUERY_BLOCK
+    assert ZEROS_PER_BLOCK == CODES_PER_BLOCK
 
 
 @pytest.mark.parametrize("element_bytes", [2, 4])

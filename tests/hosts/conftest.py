@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from hetero_infer.spec import Fleet
 from tests.hosts.cluster import NAMES, Cluster, NoCluster, check_machine
 from tests.hosts.running import Run
 from tests.prepared import RunFiles, TinyModel, write_batch
@@ -15,11 +16,12 @@ from tests.supervisor.fake_worker import HANG
 @dataclass(frozen=True)
 class Prepared:
     """`three` has a slot on each host, and its quantised layers are on every disk. `four` has two slots on the first
-    host, `unplanned` is `three` without anything made."""
+    host, `replicas` share them, and `unplanned` is `three` without anything made."""
 
     model: TinyModel
     three: RunFiles
     four: RunFiles
+    replicas: RunFiles
     unplanned: RunFiles
     batch: Path
     long_batch: Path
@@ -44,10 +46,15 @@ def prepared(machine: None, tmp_path_factory: pytest.TempPathFactory) -> Prepare
     model = TinyModel(path / "tiny")
     three = model.write_files(path / "three", hostfile(1, 1, 1), layers_per_stage=(3, 1, 2))
     model.quantise(three)
+    replicas = model.write_files(path / "replicas", hostfile(2, 1, 1), layers_per_stage=(2, 1, 1, 2))
+    first, second, third = NAMES
+    cuts = {f"{third}:0": 2, f"{first}:1": 4}, {f"{second}:0": 5, f"{first}:0": 1}
+    Fleet(tuple(model.plan(replicas, cut, batch_size=2) for cut in cuts)).save(replicas.plan)
     return Prepared(
         model,
         three,
         model.write_files(path / "four", hostfile(2, 1, 1), layers_per_stage=(2, 1, 1, 2)),
+        replicas,
         model.write_files(path / "unplanned", hostfile(1, 1, 1), layers_per_stage=(3, 1, 2)),
         write_batch(path / "in.jsonl"),
         write_batch(path / "long.jsonl", [[1, 2, 3]] * 4000, [24] * 4000),

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from hetero_infer.spec import Plan
+from hetero_infer.spec import Fleet, Plan
 from tests.hosts.conftest import Prepared, hostfile
 from tests.hosts.running import FAKE, MPIRUN, ROOT, Run
 from tests.prepared import RunFiles, read_answers
@@ -63,6 +63,19 @@ def test_deepspeed_over_hosts_of_unlike_slots_answers_as_one_process(
     assert shards_of_hosts(run, files) == shards_of_stages(plan, list(run.cluster.hosts))
     expected = answers_of_one_process(run, prepared, files, plan, tmp_path / "checkpoint")
     assert read_answers(run.answers_file(files)) == expected
+
+
+def test_replicas_across_hosts_answer_as_one_process(run: Run, prepared: Prepared, tmp_path: Path) -> None:
+    """Neither of their first stages is on the host of rank 0, where both of the last ones are."""
+    files = prepared.replicas
+    run.under_deepspeed(files, prepared.batch)
+    assert run.wait(STARTED_WITHIN_S) == 0, run.said()
+    fleet, hosts = Fleet.load(files.plan), list(run.cluster.hosts)
+    wanted = [shards_of_stages(replica, hosts) for replica in fleet.replicas]
+    assert shards_of_hosts(run, files) == {host: set().union(*(its[host] for its in wanted)) for host in hosts}
+    expected = answers_of_one_process(run, prepared, files, fleet.replicas[0], tmp_path / "checkpoint")
+    assert read_answers(run.answers_file(files)) == expected
+    assert re.search(r"^replica 0 +\d+ requests.*\nreplica 1 +\d+ requests", run.said(), re.MULTILINE), run.said()
 
 
 def test_the_first_host_plans_for_all(run: Run, prepared: Prepared, tmp_path: Path) -> None:

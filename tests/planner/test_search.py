@@ -48,14 +48,6 @@ def test_no_plan_in_time_is_not_called_infeasible() -> None:
     assert not isinstance(raised.value, InfeasibleError)
 
 
-def with_memory(memory_bytes: list[int]):  # type: ignore[no-untyped-def]
-    request = random_request(EASY)
-    devices = tuple(
-        replace(device, memory_bytes=size) for device, size in zip(request.cluster.devices, memory_bytes, strict=True)
-    )
-    return replace(request, cluster=replace(request.cluster, devices=devices))
-
-
 def test_a_quality_limit_out_of_reach_is_said_to_be_the_reason() -> None:
     easy = random_request(EASY)
     omega = ((0.1,),) * easy.model.num_hidden_layers

@@ -138,8 +138,8 @@ def measure_random_clusters(_: Path) -> Section:
         table,
         [demand(duels)],
         [
-            "2 to 8 devices of 2 to 4 types on 1 or 2 hosts, 12 to 20 layers, batch 16, roofline; seeds without any plan are "
-            f"left out. LLM-PQ's ILP had {limit_s:g} s a cluster, for all its orders and sizes.",
+            "2 to 8 devices of 2 to 4 types on 1 or 2 hosts, 12 to 20 layers, batch 16, roofline; seeds without a plan "
+            f"are left out. LLM-PQ's ILP had {limit_s:g} s a cluster, for all its orders and sizes.",
             f"The best baseline of each cluster: geometric mean {geometric_mean(best):.3f}; "
             f"{sum(slower < LITTLE for slower in best)} within {LITTLE - 1:.0%} of ours.",
             *(f"{count} of these: {why}" for why, count in narrow.most_common()),

@@ -8,11 +8,10 @@ and count the fastest of all.
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import linear_sum_assignment
 
 from hetero_infer.planner.baselines.draft import NoPlan, best_sized, fastest, with_highest_ends
 from hetero_infer.planner.baselines.memory_proportional import proportional_counts
@@ -20,6 +19,8 @@ from hetero_infer.planner.baselines.uniform import even_counts
 from hetero_infer.planner.least_omega import LeastOmega, TooManyCounts
 from hetero_infer.planner.problem import LayerChoices, PlanningProblem, StageTerms, build_problem
 from hetero_infer.planner.request import PlanRequest
+from hetero_infer.planner.solver import least_omega_layers
+from hetero_infer.planner.stage_options import fitting
 from hetero_infer.spec.choice import Choice
 from hetero_infer.spec.plan import Plan, num_micro_batches
 
@@ -42,7 +43,8 @@ def adabits(request: PlanRequest) -> Plan | NoPlan:
 
 
 class LeastLoss:
-    """The least Σω of every interval of layers on every stage of `problems`, which are of one request."""
+    """The least Σω of every interval of layers on every stage of `problems`, which are of one request, with one choice
+    for embedding and head."""
 
     def __init__(self, problems: Sequence[PlanningProblem]) -> None:
         """Raises `TooManyCounts` for a model with so many layers that the tables would not fit memory."""
@@ -52,8 +54,7 @@ class LeastLoss:
         self.table = LeastOmega(
             self.omega,
             len(self.omega),
-            lambda rows: np.any([self._fits(stage, rows) for stage in stages.values()], axis=0),
-            is_limited=True,
+            lambda rows: np.any([fitting(rows, self.choices, stage) for stage in stages.values()], axis=0),
         )
         self.loss = {key: self._losses(stage) for key, stage in stages.items()}
 
@@ -61,14 +62,15 @@ class LeastLoss:
         """That of least loss, the even one and the one by memory, each with its bits of least loss, where they fit."""
         num_layers, num_stages = problem.num_layers, len(problem.stages)
         memory_bytes = [stage.device.memory_bytes for stage in problem.stages]
-        counts = [even_counts(num_layers, num_stages), proportional_counts(num_layers, memory_bytes)]
+        given = even_counts(num_layers, num_stages), proportional_counts(num_layers, memory_bytes)
         found: dict[LayerChoices, None] = {}
-        for lengths in (*counts, self._least_partition(problem)):
+        for lengths in (*given, self._least_partition(problem)):
             starts = itertools.accumulate(lengths, initial=0)
             intervals = list(zip(problem.stages, starts, lengths, strict=False))
             losses = [self.loss[self._key(stage)][start, length] for stage, start, length in intervals]
             if lengths and math.isfinite(sum(losses)):
-                found[tuple(self._choices(*interval) for interval in intervals)] = None
+                counts = [self._counts(*interval) for interval in intervals]
+                found[least_omega_layers(problem, counts)] = None
         return list(found)
 
     def _least_partition(self, problem: PlanningProblem) -> list[int]:
@@ -92,32 +94,19 @@ class LeastLoss:
 
     def _losses(self, stage: StageTerms) -> Floats:
         """[start, length]"""
-        losses = np.full((len(self.omega), len(self.omega) + 1), np.inf)
+        losses = np.full((len(self.omega) + 1, len(self.omega) + 1), np.inf)
         for length, rows in self.table.counts.items():
-            fits, omega = self._fits(stage, rows), self.table.omega[length]
+            fits, omega = fitting(rows, self.choices, stage), self.table.omega[length]
             assert omega is not None
             if fits.any():
                 losses[: len(omega), length] = omega[:, fits].min(axis=1)
         return losses
 
-    def _fits(self, stage: StageTerms, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
-        layer_bytes = np.array([stage.layer_bytes.get(choice, math.inf) for choice in self.choices])
-        if not stage.ends:
-            return np.zeros(len(rows), dtype=bool)
-        (ends,) = stage.ends
-        is_quantised = [choice.is_quantised for choice in self.choices]
-        buffer = stage.dequantise_bytes * (rows[:, is_quantised].any(axis=1) | ends.dequantises)
-        used = (rows * np.where(rows, layer_bytes, 0)).sum(axis=1)
-        fits: NDArray[np.bool_] = used + buffer + ends.num_bytes <= stage.room_bytes
-        return fits
-
-    def _choices(self, stage: StageTerms, start: int, length: int) -> tuple[Choice, ...]:
+    def _counts(self, stage: StageTerms, start: int, length: int) -> Mapping[Choice, int]:
         rows, omega = self.table.counts[length], self.table.omega[length]
         assert omega is not None
-        best = np.where(self._fits(stage, rows), omega[start], np.inf).argmin()
-        pool = np.repeat(np.arange(len(self.choices)), rows[best])
-        _, columns = linear_sum_assignment(self.omega[start : start + length][:, pool])
-        return tuple(self.choices[pool[column]] for column in columns)
+        best = np.where(fitting(rows, self.choices, stage), omega[start], np.inf).argmin()
+        return dict(zip(self.choices, rows[best].tolist(), strict=True))
 
     def _key(self, stage: StageTerms) -> object:
         ends_bytes = tuple(ends.num_bytes for ends in stage.ends)

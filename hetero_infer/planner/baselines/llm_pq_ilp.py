@@ -50,6 +50,7 @@ def llm_pq_ilp(request: PlanRequest, time_limit_s: float) -> Plan | NoPlan:
 
 
 def run_llm_pq_ilp(request: PlanRequest, *, time_limit_s: float) -> IlpRun:
+    """Every programme has an even share of the time that is left."""
     started_s = time.monotonic()
     problems = candidates(request)
     answers: list[_Answer] = []
@@ -114,12 +115,15 @@ def plain_formulation(problem: PlanningProblem) -> pyo.ConcreteModel:
     def dequantising(m: Any, i: int, j: int, b: int) -> Any:
         return m.z[i, j, b] <= m.q[j] if problem.stages[j].choices[b].is_quantised else pyo.Constraint.Skip
 
-    @m.Constraint(m.stages, doc="weights, KV caches and the buffer fit")
+    @m.Constraint(m.stages, doc="weights, KV caches and the buffer fit; in whole units: rounding cannot overfill")
     def memory(m: Any, j: int) -> Any:
         stage = problem.stages[j]
-        layers = (stage.layer_bytes[choice] * m.z[i, j, b] for i in m.layers for b, choice in enumerate(stage.choices))
-        room = stage.room_bytes - stage.ends[0].num_bytes
-        return (sum(layers) + stage.dequantise_bytes * m.q[j]) / room <= 1
+        unit = math.gcd(*stage.layer_bytes.values(), stage.dequantise_bytes)
+        room = (stage.room_bytes - stage.ends[0].num_bytes) // unit
+        layers = sum(
+            stage.layer_bytes[choice] // unit * m.z[i, j, b] for i in m.layers for b, choice in enumerate(stage.choices)
+        )
+        return (layers + stage.dequantise_bytes // unit * m.q[j]) / room <= 1 + 0.5 / room
 
     if math.isfinite(problem.omega_limit):
         loss = sum(stage.ends[0].omega for stage in problem.stages) + sum(

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from hetero_infer.planner.baselines.draft import NoPlan, Stages, best_sized, fastest, with_highest_ends
 from hetero_infer.planner.baselines.uniform import highest_bits
-from hetero_infer.planner.device_classes import DeviceClass, device_classes, link_between
+from hetero_infer.planner.device_classes import DeviceClass, best_link, device_classes, has_one_link
 from hetero_infer.planner.problem import send_seconds, stage_terms
 from hetero_infer.planner.request import PlanRequest
 from hetero_infer.spec.choice import Choice
@@ -32,7 +32,7 @@ def pipeedge(request: PlanRequest) -> Plan | NoPlan:
     """The highest bits at which some partition fits; of the partitions for each size and phase the fastest, by the
     recurrence with the best sizes."""
     request = with_highest_ends(request)
-    classes = device_classes(request.cluster)
+    classes = device_classes(request.cluster, by_host=not has_one_link(request.cluster))
     sizes = request.workload.micro_batch_sizes
     if math.prod(len(device_class.devices) + 1 for device_class in classes) > MOST_SETS:
         return NoPlan("has too many sets of devices to look at")
@@ -79,7 +79,7 @@ class Stations:
             return np.where((layers > 0) & (layers <= stage.most_layers(choice)), seconds, np.inf)
 
         def send_s(source: DeviceClass, target: DeviceClass) -> float:
-            link = link_between(request.cluster, source, target)
+            link = best_link(request.cluster, source, target)
             return send_seconds(request, link, source.example, dict.fromkeys(Phase, size))[phase]
 
         return cls(

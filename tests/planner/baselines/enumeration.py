@@ -60,6 +60,7 @@ def phase_costs(request: PlanRequest, plan: Plan, phase: Phase):  # type: ignore
 
 
 def omega_of(request: PlanRequest, choices: Iterable[Choice]) -> float:
+    """Of decoder layers."""
     return math.fsum(request.sensitivity.of(layer, choice) for layer, choice in enumerate(choices))
 
 

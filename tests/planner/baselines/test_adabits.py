@@ -6,6 +6,7 @@ import pytest
 
 from hetero_infer.bench.planner.tiny import random_request
 from hetero_infer.planner.baselines.adabits import LeastLoss
+from hetero_infer.planner.baselines.draft import with_highest_ends
 from hetero_infer.planner.problem import build_problem
 
 from .enumeration import assignments, at_sizes, omega_of
@@ -13,7 +14,7 @@ from .enumeration import assignments, at_sizes, omega_of
 
 @pytest.mark.parametrize("seed", range(40))
 def test_the_loss_is_the_least_there_is(seed: int) -> None:
-    request = random_request(seed)
+    request = with_highest_ends(random_request(seed))
     size = request.workload.batch_size
     plans = (at_sizes(request, stages, size, size) for stages in assignments(request, request.cluster.devices))
     least = min((omega_of(request, plan.decoder_choices) for plan in plans if plan), default=math.inf)

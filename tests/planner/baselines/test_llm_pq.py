@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -11,7 +12,8 @@ from hetero_infer.planner.baselines.llm_pq import orders
 from hetero_infer.planner.baselines.llm_pq_heuristic import llm_pq_heuristic
 from hetero_infer.planner.baselines.llm_pq_ilp import run_llm_pq_ilp
 from hetero_infer.planner.request import PlanRequest
-from hetero_infer.spec import Device, Phase, Plan
+from hetero_infer.planner.search import find_plan
+from hetero_infer.spec import Device, Objective, Phase, Plan
 
 from .enumeration import assignments, at_sizes, omega_of, phase_costs
 
@@ -51,6 +53,8 @@ def test_the_ilp_finds_the_least_of_the_authors_seconds(seed: int) -> None:
     assert run.plan and run.plan.solver and run.status == "optimal"
     assert run.plan.solver.objective == pytest.approx(their_seconds(request, run.plan), rel=1e-12)
     assert run.plan.solver.bound <= least * (1 + 1e-9) and run.plan.solver.objective <= least * (1 + 1.1e-4)
+    ours = find_plan(replace(request, objective=Objective.LLM_PQ), time_limit_s=60, gap=0).solver
+    assert ours and "LLM-PQ" in ours.name and ours.objective <= run.plan.solver.objective * (1 + 1e-9)
     assert isinstance(heuristic, NoPlan) or their_seconds(request, heuristic) >= least * (1 - 1e-9)
 
 

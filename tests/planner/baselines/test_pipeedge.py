@@ -5,6 +5,7 @@ import math
 import pytest
 
 from hetero_infer.bench.planner.tiny import random_request
+from hetero_infer.planner.baselines.draft import with_highest_ends
 from hetero_infer.planner.baselines.pipeedge import Stations, pipeedge
 from hetero_infer.planner.device_classes import device_classes
 from hetero_infer.spec import Phase, Plan
@@ -23,7 +24,7 @@ def stations(request, stages, phase, size):  # type: ignore[no-untyped-def]
 
 @pytest.mark.parametrize("seed", range(40))
 def test_the_slowest_station_is_as_fast_as_it_can_be(seed: int) -> None:
-    request = random_request(seed)
+    request = with_highest_ends(random_request(seed))
     choice, size, phase = (
         request.choices[seed % len(request.choices)],
         request.workload.batch_size,
@@ -31,7 +32,7 @@ def test_the_slowest_station_is_as_fast_as_it_can_be(seed: int) -> None:
     )
     every = [stations(request, stages, phase, size) for stages in partitions(request, choice)]
     runs = [one for one in every if one]
-    classes = device_classes(request.cluster)
+    classes = device_classes(request.cluster, by_host=True)
     path = Stations.of(request, classes, choice, phase, size).balanced_path()
     if not runs:
         assert path == ()

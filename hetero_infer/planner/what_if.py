@@ -1,0 +1,95 @@
+"""Plans of a request and of a changed one, side by side, and what the change is worth."""
+
+from collections.abc import Collection
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from hetero_infer.planner.request import PlanRequest
+from hetero_infer.planner.search import find_plan
+from hetero_infer.spec.errors import HeteroInferError, InfeasibleError, InputError
+from hetero_infer.spec.plan import Plan
+
+
+@dataclass(frozen=True)
+class NoPlan:
+    """Proven to be none, or time ran out first: `why` says which, and the way out."""
+
+    why: str
+    is_proven: bool
+
+
+def plan_or_why(
+    request: PlanRequest, *, time_limit_s: float, gap: float, must_use: Collection[str] = ()
+) -> Plan | NoPlan:
+    """`find_plan`, where no plan is an answer, too."""
+    try:
+        return find_plan(request, time_limit_s=time_limit_s, gap=gap, must_use=must_use)
+    except InputError:
+        raise
+    except HeteroInferError as error:
+        return NoPlan(str(error), isinstance(error, InfeasibleError))
+
+
+@dataclass(frozen=True)
+class Worth:
+    """How many times the tokens/s of one plan another has, and between which factors the proofs leave it.
+
+    `least` and `most` compare the closed forms: what the best plan of each could at the worst and at the best give.
+    """
+
+    factor: float
+    least: float
+    most: float
+
+    @classmethod
+    def of(cls, now: Plan, changed: Plan) -> "Worth":
+        assert now.estimate and now.solver and changed.estimate and changed.solver
+        return cls(
+            factor=changed.estimate.tokens_per_s / now.estimate.tokens_per_s,
+            least=now.solver.bound / changed.solver.objective,
+            most=now.solver.objective / changed.solver.bound if changed.solver.bound else float("inf"),
+        )
+
+    @property
+    def words(self) -> str:
+        """``1.32× the tokens/s (the proofs leave it between 1.31× and 1.33×)``."""
+        return f"{self.factor:.2f}× the tokens/s (the proofs leave it between {self.least:.2f}× and {self.most:.2f}×)"
+
+
+@dataclass(frozen=True)
+class WhatIf:
+    now: Plan | NoPlan
+    changed: Plan | NoPlan
+
+    @property
+    def worth(self) -> Worth | None:
+        """None where there is nothing to compare."""
+        if isinstance(self.now, Plan) and isinstance(self.changed, Plan):
+            return Worth.of(self.now, self.changed)
+        return None
+
+    @property
+    def sentence(self) -> str:
+        if self.worth:
+            return f"the change is worth {self.worth.words}"
+        if isinstance(self.changed, Plan):
+            return "the change makes it feasible" if self.is_proven else "with the change a plan is found in the time"
+        return "there is no plan with the change" if isinstance(self.now, Plan) else "there is no plan in either case"
+
+    @property
+    def is_proven(self) -> bool:
+        """What is said of missing plans is no matter of time."""
+        return all(outcome.is_proven for outcome in (self.now, self.changed) if isinstance(outcome, NoPlan))
+
+    def to_json(self) -> dict[str, Any]:
+        outcomes = {"now": self.now, "changed": self.changed}
+        return {
+            **{key: plan.to_json() if isinstance(plan, Plan) else asdict(plan) for key, plan in outcomes.items()},
+            "worth": self.worth and asdict(self.worth),
+            "sentence": self.sentence,
+        }
+
+
+def what_if(request: PlanRequest, changed: PlanRequest, *, time_limit_s: float, gap: float) -> WhatIf:
+    """Both planned anew under the same limits, so that they compare."""
+    return WhatIf(*(plan_or_why(each, time_limit_s=time_limit_s, gap=gap) for each in (request, changed)))
