@@ -78,7 +78,7 @@ class _Open:
 class BranchAndBound:
     def __init__(self, search_space: SearchSpace, gap: float) -> None:
         self._space = search_space
-        self._gap = max(gap, TIE)
+        self._gap = max(gap * (1 - 1e-6), TIE)  # so that no rounding passes it
         self._spaces: dict[tuple[int, int], Space] = {}
         self._pools: dict[tuple[int, int], list[Pipeline]] = {}
         self._number = itertools.count()

@@ -218,7 +218,7 @@ def why_near(duel: Duel) -> str:
     assert nearest and isinstance(nearest.outcome, Plan)
     ours, theirs = duel.plan, nearest.outcome
     if _types(ours) != _types(theirs):
-        return f"{nearest.name} has another order or subset of the devices, as fast"
+        return f"{nearest.name} has another order or subset of the devices"
     if _sizes_of_stages(ours) != _sizes_of_stages(theirs):
         return f"{nearest.name} has the same devices in the same order, and moves some layers"
     others = [
