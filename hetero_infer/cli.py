@@ -124,10 +124,12 @@ def _plan(args: argparse.Namespace) -> int:
     from hetero_infer.planner.compare import all_planners, compare
     from hetero_infer.planner.pareto import pareto_front
     from hetero_infer.report import based_on, comparison_text, fleet_table, labelled, pareto_table, plan_table
+    from hetero_infer.request_report import proposals_table, requests_words
 
     config = RunConfig.load(args.config).writing_to("plan", args.output)
     request = prepare.request_for(config)
-    fleet = prepare.plan_for(config, request, config.plan)
+    tables: list[str] = []
+    fleet = prepare.plan_for(config, request, config.plan, lambda proposals: tables.append(proposals_table(proposals)))
     if len(fleet.replicas) > 1:
         alone = labelled("comparison", "baselines plan one pipeline, and this plan has several")
         _show(args, fleet.to_json(), fleet_table(fleet) + f"\n{alone}" * args.compare)
@@ -139,9 +141,11 @@ def _plan(args: argparse.Namespace) -> int:
     (plan,) = fleet.replicas
     why = why_not_uniform(request, plan)
     facts = [("based on", based_on(plan, request.cluster, request.latency)), ("uniform", why)]
+    if request.requests.lengths:
+        facts.append(("requests", requests_words(plan, request)))
     if config.planner_objective is Objective.LLM_PQ:
         facts.append(("objective", "LLM-PQ's, for comparison only: the solver's seconds are as its code counts them"))
-    parts = [plan_table(plan), *(labelled(*fact) for fact in facts)]
+    parts = [plan_table(plan), *(labelled(*fact) for fact in facts), *tables]
     content = plan.to_json() | {"why_not_uniform": why}
     rows, front = (), None
     if args.compare:
@@ -176,6 +180,7 @@ def _explain(args: argparse.Namespace) -> int:
     fleet = Fleet.load(args.plan)
     plan = _replica(args, fleet)
     request = prepare.request_for(config)
+    config = prepare.with_lengths(config, request.requests)
     prepare.refuse_plan_for_another(fleet, args.plan, config, request.model_facts["digest"])
     others = {stage.device for replica in fleet.replicas if replica is not plan for stage in replica.stages}
     free = tuple(device for device in request.cluster.devices if device.name not in others)
@@ -224,6 +229,7 @@ def _check(args: argparse.Namespace) -> int:
     from hetero_infer.spec import SensitivityTable
 
     config = RunConfig.load(args.config)
+    config = prepare.with_lengths(config, prepare.real_requests(config))
     fleet = Fleet.load(args.plan)
     folder = ModelFolder(config.model)
     prepare.refuse_plan_for_another(fleet, args.plan, config, folder.digest)
@@ -243,8 +249,9 @@ def _check(args: argparse.Namespace) -> int:
 def _simulate(args: argparse.Namespace) -> int:
     from hetero_infer import prepare
     from hetero_infer.pipeline.gantt import draw_gantt
-    from hetero_infer.pipeline.rehearsal import rehearse
+    from hetero_infer.pipeline.rehearsal import rehearse, station_spans
     from hetero_infer.pipeline.simulate import draw_grid
+    from hetero_infer.pipeline.trace import chrome_trace
     from hetero_infer.planner.estimate import PlanCosts
     from hetero_infer.report import predicted, stage_label
     from hetero_infer.spec.files import write_atomically
@@ -253,12 +260,15 @@ def _simulate(args: argparse.Namespace) -> int:
     fleet = Fleet.load(args.plan)
     plan = _replica(args, fleet)
     request = prepare.request_for(config)
+    config = prepare.with_lengths(config, request.requests)
     prepare.refuse_plan_for_another(fleet, args.plan, config, request.model_facts["digest"])
     simulated = predicted(plan, "simulated")
     timeline = rehearse(PlanCosts(plan, request.model, request.cluster, request.latency), plan)
+    labels = [stage_label(plan, stage) for stage in range(len(plan.stages))]
     if args.svg:
-        labels = [stage_label(plan, stage) for stage in range(len(plan.stages))]
         write_atomically(args.svg, draw_gantt(timeline, labels, f"{simulated}, from the plan's costs"))
+    if args.trace:
+        write_atomically(args.trace, chrome_trace(station_spans(timeline, plan, labels), simulated))
     unit_s = timeline.makespan_s / args.rows
     grid = draw_grid(timeline, len(plan.stages), unit_s)
     _show(
@@ -379,6 +389,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--replica", **of_several)
     sub.add_argument("--rows", type=positive_number, default=40, help="of the drawing (default: 40)")
     sub.add_argument("--svg", type=Path, help="draw it there as well, a row per stage")
+    sub.add_argument("--trace", type=Path, help="write it there as a trace for ui.perfetto.dev, a track per station")
     sub = verb("quantize", _quantize, "GPTQ of the layers a plan needs; those that are there are used again")
     sub.add_argument("plan", type=Path)
     sub.add_argument("-o", "--output", type=Path, help="checkpoint folder (default: as the config says)")

@@ -5,8 +5,8 @@ Each is a file that a person can read, and says what it was made from; what stil
 
 import math
 import os
-from collections.abc import Collection
-from dataclasses import asdict
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,20 +17,66 @@ from hetero_infer.spec import (
     InfeasibleError,
     InputError,
     ModelSpec,
+    Plan,
     ProfileTable,
     RunConfig,
     SensitivityTable,
+    Workload,
 )
 from hetero_infer.spec.cluster import device_to_json
 from hetero_infer.spec.config import DEMO_MODEL
-from hetero_infer.spec.files import digest_of
+from hetero_infer.spec.files import digest_of, read_text
 from hetero_infer.spec.gpu_type import GPU_TYPES
 from hetero_infer.spec.profile import DECODER, EMBEDDING, HEAD
+from hetero_infer.spec.requests import RealRequests, RequestLengths, average, longest, read_trace
 
 if TYPE_CHECKING:
     from hetero_infer.checkpoint.model_folder import ModelFolder
     from hetero_infer.checkpoint.text import CalibrationWindows
     from hetero_infer.planner.request import PlanRequest
+    from hetero_infer.planner.requests import Proposal
+
+
+def real_requests(config: RunConfig) -> RealRequests:
+    """Prompts as long as the model's own tokenizer makes them, answers as long as they may become. None where the
+    config gives fixed lengths."""
+    path = config.requests or config.arrivals
+    if path is None:
+        return RealRequests()
+    positions = ModelSpec.from_folder(config.model).max_position_embeddings
+    most = config.longest or Workload(config.batch_size, positions, 1)
+    read = _read_requests if config.requests else _read_arrivals
+    found = read(path, config.model, most)
+    if not found.lengths:
+        raise InputError(
+            f"[workload] {path}: none of its {found.left_out} requests can be planned for; each needs a prompt of at "
+            f"most {most.prompt_tokens} tokens, and {most.cache_tokens + 1} with its answer"
+        )
+    return found
+
+
+def _read_requests(path: Path, model_folder: Path, most: Workload) -> RealRequests:
+    """As the runtime reads a batch file for a plan for `most`."""
+    from hetero_infer.serving.batch_file import read_lines
+    from hetero_infer.serving.served_model import ServedModel
+
+    lines = list(read_lines(read_text(path, "requests").encode(), ServedModel.of_lengths(model_folder, most)))
+    requests = [line.request for line in lines if line.request]
+    lengths = tuple(RequestLengths(len(request.prompt), request.max_tokens) for request in requests)
+    return RealRequests(lengths, len(lines) - len(lengths))
+
+
+def _read_arrivals(path: Path, model_folder: Path, most: Workload) -> RealRequests:
+    said = read_trace(path)
+    lengths = tuple(request for request in said if request.fits(most))
+    return RealRequests(lengths, len(said) - len(lengths))
+
+
+def with_lengths(config: RunConfig, requests: RealRequests) -> RunConfig:
+    """The config with the longest of its real requests, where it does not say lengths."""
+    if config.longest:
+        return config
+    return replace(config, longest=longest(requests.lengths, config.batch_size))
 
 
 def profile_for(folder: "ModelFolder", config: RunConfig) -> ProfileTable:
@@ -59,6 +105,7 @@ def measure(folder: "ModelFolder", config: RunConfig, path: Path, timed_as: str)
     """Time the layers on this machine's device; the rows replace those of the same device type and model in `path`."""
     from hetero_infer.measure.layer_timer import measure_layers
 
+    config = with_lengths(config, real_requests(config))
     config.workload.refuse_beyond(folder.spec.max_position_embeddings)
     threads, cores = _threads(config, timed_as), os.cpu_count() or 1
     if threads > cores:
@@ -123,6 +170,8 @@ def request_for(config: RunConfig) -> "PlanRequest":
     from hetero_infer.planner.request import PlanRequest
 
     folder = ModelFolder(config.model)
+    requests = real_requests(config)
+    config = with_lengths(config, requests)
     kinds = {device.is_cpu for device in config.cluster.devices}
     if len(kinds) > 1:
         raise InputError(f"hostfile {config.hostfile}: CPUs and GPUs in one pipeline are not supported; use one kind")
@@ -140,7 +189,7 @@ def request_for(config: RunConfig) -> "PlanRequest":
             "num_hidden_layers": folder.spec.num_hidden_layers,
         },
         cluster=config.cluster,
-        workload=config.workload,
+        workload=average(requests.lengths, config.batch_size) if config.arrivals else config.workload,
         latency=latency,
         sensitivity=sensitivity_for(folder, config),
         choices=config.choices,
@@ -148,12 +197,22 @@ def request_for(config: RunConfig) -> "PlanRequest":
         head_choices=config.head_choices,
         omega_limit=math.log1p(config.max_perplexity_increase),
         max_perplexity_increase=config.max_perplexity_increase,
+        room_for=config.workload if config.arrivals else None,
         objective=config.planner_objective,
+        requests=requests,
     )
 
 
-def plan_for(config: RunConfig, request: "PlanRequest", path: Path) -> Fleet:
-    """The plan at `path` if it was made from the same inputs, else a new one, saved there."""
+def plan_for(
+    config: RunConfig,
+    request: "PlanRequest",
+    path: Path,
+    tell: Callable[[Sequence["Proposal"]], None] = lambda proposals: None,
+) -> Fleet:
+    """The plan at `path` if it was made from the same inputs, else a new one, saved there.
+
+    A plan for a file of requests is the best of several, which `tell` is told.
+    """
     digest = _inputs_digest(config, request)
     if path.exists():
         old = Fleet.load(path)
@@ -164,9 +223,18 @@ def plan_for(config: RunConfig, request: "PlanRequest", path: Path) -> Fleet:
             )
         if old.inputs_digest == digest:
             return old
+    from hetero_infer.planner.requests import admitting, propose
     from hetero_infer.planner.search import find_plan
 
-    plan = find_plan(request, time_limit_s=config.planner_time_limit_s, gap=config.planner_gap)
+    def find(request: "PlanRequest", time_limit_s: float) -> Plan:
+        return admitting(find_plan(request, time_limit_s=time_limit_s, gap=config.planner_gap), request)
+
+    if config.requests:
+        proposals = propose(request, find, config.planner_time_limit_s)
+        tell(proposals)
+        plan = proposals[0].plan
+    else:
+        plan = find(request, config.planner_time_limit_s)
     fleet = Fleet((plan,)).made_from(digest)
     fleet.save(path)
     return fleet
@@ -278,7 +346,8 @@ def _inputs_digest(config: RunConfig, request: "PlanRequest") -> str:
                 if pair in request.cluster.links
             ],
             "spec_sheet": [asdict(GPU_TYPES[name]) for name in sorted({d.type for d in devices} & GPU_TYPES.keys())],
-            "workload": asdict(request.workload),
+            "workload": [asdict(request.workload), asdict(request.admitted), request.objective],
+            "requests": [asdict(one) for one in request.requests.lengths] if config.requests else [],
             "choices": [
                 [choice.to_json() for choice in choices]
                 for choices in (request.choices, request.embedding_choices, request.head_choices)

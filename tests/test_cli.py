@@ -239,6 +239,15 @@ def test_a_simulation_draws_so_many_rows(run: Run, plan_path: Path, capsys: pyte
     assert header.startswith("time  stage 0") and len(rows) in (12, 13) and last.startswith("simulated: ")
 
 
+def test_a_simulation_is_written_as_a_trace(run: Run, plan_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("simulate", plan_path, "--trace", run.path / "trace.json") == 0
+    events = json.loads((run.path / "trace.json").read_text())["traceEvents"]
+    names = [event["args"]["name"] for event in events if event["ph"] == "M"]
+    assert names[0] == "simulated" and names[1].startswith("stage 0: localhost:0 cpu: ")
+    makespan_s = max(event["ts"] + event["dur"] for event in events if event["ph"] == "X") / 1e6
+    assert makespan_s == pytest.approx(Plan.load(plan_path).estimate.total_s, abs=1e-8)
+
+
 def test_check_accepts_the_plan_that_was_made(run: Run, plan_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("check", plan_path) == 0
     assert capsys.readouterr().out == "the plan can run and keeps its quality limit\n"
@@ -402,6 +411,56 @@ def test_a_plan_for_another_model_is_not_quantised(
     write_tiny_model(run.path / "tiny", seed=1, with_tokenizer=True, num_hidden_layers=4)
     assert run("quantize", plan_path) == 2
     assert "it is for the model" in one_line_of_error(capsys)
+
+
+def lengths_from(run: Run, key: str, file: str, content: str) -> Path:
+    path = run.path / file
+    path.write_text(content)
+    lengths = "prompt_tokens = 16\nnew_tokens = 8\n"
+    assert lengths in run.config.read_text()
+    run.config.write_text(run.config.read_text().replace(lengths, f'{key} = "{path}"\n'))
+    return path
+
+
+def test_a_plan_for_a_file_of_requests_is_the_best_of_several(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = [
+        {"custom_id": f"{n}", "method": "POST", "url": "/v1/completions", "body": {"prompt": [7] * p, "max_tokens": m}}
+        for n, (p, m) in enumerate([(16, 8), (3, 2), (9, 8), (16, 1), (5, 5), (12, 3), (250, 250)])
+    ]
+    path = lengths_from(run, "requests", "in.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+    assert run("plan") == 0
+    said = capsys.readouterr().out
+    table = said[said.index("planned for") :].splitlines()
+    assert len(table) >= 4 and any(row.startswith("average ") for row in table)
+    assert "6 requests, and 1 left out that are longer or wrong: " in said
+    plan = Plan.load(run.path / "out" / "plan.json")
+    assert (plan.workload.batch_size, plan.workload.prompt_tokens, plan.workload.new_tokens) == (4, 16, 8)
+    for verb in ("check", "explain", "simulate"):
+        assert run(verb, run.path / "out" / "plan.json") == 0
+    capsys.readouterr()
+
+    before = (run.path / "out" / "plan.json").stat().st_mtime_ns
+    assert run("plan") == 0
+    again = capsys.readouterr().out
+    assert "planned for" not in again and "6 requests, and 1 left out" in again
+    assert (run.path / "out" / "plan.json").stat().st_mtime_ns == before
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines[1:]))
+    assert run("plan") == 0
+    assert "planned for" in capsys.readouterr().out, "another file, another plan"
+
+
+def test_a_plan_for_a_trace_says_what_it_sustains(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [
+        f"2023-11-16 18:{minute:02}:00,{prompt},{new}\n" for minute, prompt, new in ((0, 16, 2), (1, 4, 8), (2, 8, 5))
+    ]
+    lengths_from(run, "arrivals", "trace.csv", "TIMESTAMP,ContextTokens,GeneratedTokens\n" + "".join(rows))
+    assert run("plan") == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "3 requests, 0.0167 a second on average and 0.0167 in the busiest minute." in said
+    assert "requests/s sustained, all of it; " in said
+    plan = Plan.load(run.path / "out" / "plan.json")
+    assert plan.workload.prompt_tokens == 16 and plan.workload.cache_tokens == 17, "the longest of each is admitted"
+    assert run("check", run.path / "out" / "plan.json") == 0
 
 
 @pytest.fixture

@@ -5,11 +5,13 @@ of the sampled tokens from the last stage to the first. A station works on one m
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Protocol
 
 from hetero_infer.spec.plan import micro_batch_ranges
+from hetero_infer.spec.requests import RequestLengths
 from hetero_infer.spec.workload import Phase, Workload
 
 
@@ -93,42 +95,77 @@ class Makespan:
         return max(0.0, 1 - self.busy_s[phase][stage] / seconds) if seconds else 0.0
 
 
+Stations = Callable[[Phase, int, int], Sequence[float]]  # of so many sequences with so many prompt or past tokens
+
+
 def recurrence(
     costs: StationCosts, workload: Workload, prefill_size: int, decode_size: int, *, barrier: bool = False
 ) -> Makespan:
-    """Follow every micro-batch through every station: real sizes, a past that grows, no barrier unless asked for.
+    """Follow every micro-batch through every station: real sizes, a past that grows, no barrier unless asked for."""
+
+    @cache
+    def stations(phase: Phase, batch: int, tokens: int) -> list[float]:
+        return station_seconds(costs, phase, batch, 0 if phase is Phase.PREFILL else tokens)
+
+    requests = [RequestLengths(workload.prompt_tokens, workload.new_tokens)] * workload.batch_size
+    return recurrence_of(stations, requests, prefill_size, decode_size, barrier=barrier)
+
+
+def recurrence_of(
+    stations: Stations,
+    requests: Sequence[RequestLengths],
+    prefill_size: int,
+    decode_size: int,
+    *,
+    barrier: bool = False,
+) -> Makespan:
+    """The same for one batch of requests of any lengths, whose micro-batches shrink as their sequences finish.
 
     Each station serves in the same order: the prefill micro-batches, then the decode micro-batches round by round.
-    A decode micro-batch enters stage 0 when the last token of each of its sequences is back and stage 0 is free.
+    A decode micro-batch enters stage 0 when the last token of each of its sequences is back and stage 0 is free. One
+    without sequences goes round once more, empty, and stage 0 takes it back before it goes on: the schedules do so.
+    A prefill micro-batch takes as long as one of prompts of mean length: rows lie side by side, without padding. A
+    decode micro-batch attends over its longest past.
     """
-    free_s, early_s, late_s = ([0.0] * (2 * costs.num_stages) for _ in range(3))
+    prefills = micro_batch_ranges(len(requests), prefill_size)
+    prompts = [[requests[sequence].prompt_tokens for sequence in sequences] for sequences in prefills]
+    prefill_stations = [stations(Phase.PREFILL, len(tokens), -(-sum(tokens) // len(tokens))) for tokens in prompts]
+    free_s, early_s, late_s = ([0.0] * len(prefill_stations[0]) for _ in range(3))
 
-    def run(stations: Sequence[float], ready_s: float, prefill_s: float = math.inf) -> float:
-        for station, seconds in enumerate(stations):
+    def run(stations_s: Sequence[float], ready_s: float, prefill_s: float = math.inf) -> float:
+        for station, seconds in enumerate(stations_s):
             ready_s = free_s[station] = max(ready_s, free_s[station]) + seconds
             late = min(seconds, max(0.0, ready_s - prefill_s))
             early_s[station] += seconds - late
             late_s[station] += late
         return ready_s
 
-    token_back_s = [0.0] * workload.batch_size
-    for sequences in micro_batch_ranges(workload.batch_size, prefill_size):
-        end_s = run(_stations(costs, Phase.PREFILL, len(sequences), 0), 0.0)
+    token_back_s = [0.0] * len(requests)
+    for sequences, seconds in zip(prefills, prefill_stations, strict=True):
+        end_s = run(seconds, 0.0)
         token_back_s[sequences.start : sequences.stop] = [end_s] * len(sequences)
     prefill_s = end_s = max(token_back_s)
 
-    micro_batches = micro_batch_ranges(workload.batch_size, decode_size)
+    micro_batches = micro_batch_ranges(len(requests), decode_size)
     ready_s = [prefill_s if barrier else max(token_back_s[r.start : r.stop]) for r in micro_batches]
-    for step in range(workload.new_tokens - 1):
-        past_tokens = workload.prompt_tokens + step
-        stations = {size: _stations(costs, Phase.DECODE, size, past_tokens) for size in {len(r) for r in micro_batches}}
+    retired: set[int] = set()
+    taken_s = 0.0  # the last empty message, by stage 0
+    for step in range(max(request.new_tokens for request in requests) - 1):
         for index, sequences in enumerate(micro_batches):
-            end_s = ready_s[index] = run(stations[len(sequences)], ready_s[index], prefill_s)
+            if index in retired:
+                taken_s = max(taken_s, ready_s[index])
+                continue
+            there = [requests[s] for s in sequences if requests[s].new_tokens > step + 1]
+            past_tokens = max((request.prompt_tokens for request in there), default=0) + step
+            seconds = stations(Phase.DECODE, len(there), past_tokens)
+            end_s = ready_s[index] = run(seconds, max(ready_s[index], taken_s), prefill_s)
+            if not there:
+                retired.add(index)
     busy_s = {Phase.PREFILL: tuple(early_s[::2]), Phase.DECODE: tuple(late_s[::2])}  # every other station is a stage
     return Makespan(prefill_s, end_s - prefill_s, busy_s)
 
 
-def _stations(costs: StationCosts, phase: Phase, batch: int, past_tokens: int) -> list[float]:
+def station_seconds(costs: StationCosts, phase: Phase, batch: int, past_tokens: int) -> list[float]:
     """Compute and send of each stage in turn, and the return last: none where there is one stage."""
     last = costs.num_stages - 1
     stations = []

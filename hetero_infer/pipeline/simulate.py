@@ -36,7 +36,10 @@ class Event:
 
 @dataclass(frozen=True)
 class Timeline:
+    """`events` are what stages do; `transfers` are the same sends as their links see them, which nobody waits for."""
+
     events: tuple[Event, ...]
+    transfers: tuple[Event, ...] = ()
 
     @property
     def makespan_s(self) -> float:
@@ -49,6 +52,7 @@ class _Link:
 
     free_at_s: float = 0.0
     arrivals: deque[tuple[str, float]] = field(default_factory=deque)
+    carried: list[Event] = field(default_factory=list)
 
 
 def simulate(schedules: Sequence[Iterable[Schedule]], cost: Cost) -> Timeline:
@@ -77,7 +81,7 @@ def simulate(schedules: Sequence[Iterable[Schedule]], cost: Cost) -> Timeline:
                 current[stage] = next(program, None)
                 progressed = True
     _refuse_unfinished(current, links, events, len(programs))
-    return Timeline(tuple(events))
+    return Timeline(tuple(events), tuple(event for link in links.values() for event in link.carried))
 
 
 def _instructions(schedules: Iterable[Schedule]) -> Iterable[MicroBatchInstruction]:
@@ -97,8 +101,10 @@ def _execute(
         returns = isinstance(instruction, SendTokens)
         target = 0 if returns else stage + 1
         link = links.setdefault((stage, target, returns), _Link())
-        link.free_at_s = max(link.free_at_s, now_s) + cost(stage, instruction)
+        start_s = max(link.free_at_s, now_s)
+        link.free_at_s = start_s + cost(stage, instruction)
         link.arrivals.append((instruction.label, link.free_at_s))
+        link.carried.append(Event(stage, instruction, start_s, link.free_at_s))
         return now_s
     if isinstance(instruction, RecvActivations | RecvTokens):
         returns = isinstance(instruction, RecvTokens)

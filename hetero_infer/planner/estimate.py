@@ -3,19 +3,26 @@
 import itertools
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from functools import cached_property
+from dataclasses import asdict, dataclass, replace
+from functools import cache, cached_property
 
 from hetero_infer.cost.comm import activation_message_bytes, token_message_bytes
 from hetero_infer.cost.latency import LatencyModel, LayerKind
 from hetero_infer.cost.memory import plan_memory
-from hetero_infer.cost.timeline import PhaseCosts, decode_seconds, prefill_seconds, recurrence
+from hetero_infer.cost.timeline import (
+    PhaseCosts,
+    Stations,
+    decode_seconds,
+    prefill_seconds,
+    recurrence,
+    station_seconds,
+)
 from hetero_infer.planner.problem import middle_past_tokens
 from hetero_infer.spec.choice import Choice
 from hetero_infer.spec.cluster import Cluster, Device
 from hetero_infer.spec.model import ModelSpec
 from hetero_infer.spec.plan import LayerFit, Plan, PlanEstimate, num_micro_batches
-from hetero_infer.spec.workload import Phase
+from hetero_infer.spec.workload import KV_BLOCK_TOKENS, Phase, round_up_to_block
 
 
 @dataclass(frozen=True)
@@ -84,6 +91,33 @@ class PlanCosts:
             self.return_s(phase, size),
             num_micro_batches(plan.workload.batch_size, size),
         )
+
+
+def stations_of(costs: PlanCosts) -> Stations:
+    """For requests of any lengths. Pasts are taken at the middle of their block, over which attention runs whole."""
+
+    @cache
+    def with_prompts(prompt_tokens: int) -> PlanCosts:
+        workload = replace(costs.plan.workload, prompt_tokens=prompt_tokens)
+        return replace(costs, plan=replace(costs.plan, workload=workload))
+
+    @cache
+    def decode(sequences: int, past_tokens: int) -> list[float]:
+        return station_seconds(costs, Phase.DECODE, sequences, past_tokens)
+
+    @cache
+    def empty() -> list[float]:
+        seconds = station_seconds(costs, Phase.DECODE, 1, 0)
+        seconds[:-1:2] = [0.0] * costs.num_stages  # no stage computes, and the wires carry as little as a token
+        return seconds
+
+    def stations(phase: Phase, sequences: int, tokens: int) -> list[float]:
+        if phase is Phase.PREFILL:
+            return station_seconds(with_prompts(tokens), phase, sequences, 0)
+        block = round_up_to_block(tokens + 1)
+        return decode(sequences, block - KV_BLOCK_TOKENS // 2) if sequences else empty()
+
+    return stations
 
 
 def estimate_plan(plan: Plan, model: ModelSpec, cluster: Cluster, latency: LatencyModel) -> PlanEstimate:

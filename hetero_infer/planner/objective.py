@@ -8,6 +8,7 @@ L is one micro-batch once round the ring (a pass), M the slowest station, of the
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from hetero_infer.cost.stream import Newcomers, newcomers
 from hetero_infer.cost.timeline import PhaseCosts
 from hetero_infer.planner.request import PlanRequest
 from hetero_infer.spec.objective import Objective
@@ -42,7 +43,16 @@ def closed_form(request: PlanRequest, size: Mapping[Phase, int]) -> ClosedForm:
     """Of the request's objective, for micro-batches of `size` sequences."""
     workload = request.workload
     micro_batches = {phase: num_micro_batches(workload.batch_size, size[phase]) for phase in Phase}
+    if request.objective is Objective.STEADY:
+        return steady(micro_batches, newcomers(workload, size[Phase.PREFILL], size[Phase.DECODE]))
     return _FORMS[request.objective](micro_batches, workload.new_tokens)
+
+
+def shared_prefills(request: PlanRequest, size: Mapping[Phase, int]) -> float:
+    """Prefill micro-batches that each decode micro-batch is charged at every station: none but in a stream."""
+    if request.objective is not Objective.STEADY:
+        return 0.0
+    return newcomers(request.workload, size[Phase.PREFILL], size[Phase.DECODE]).shared
 
 
 def ring(micro_batches: Mapping[Phase, int], new_tokens: int) -> ClosedForm:
@@ -56,6 +66,16 @@ def ring(micro_batches: Mapping[Phase, int], new_tokens: int) -> ClosedForm:
             Phase.DECODE: decodes * (micro_batches[Phase.DECODE] - 1),
         },
         rounds=max(0, new_tokens - 2),
+    )
+
+
+def steady(micro_batches: Mapping[Phase, int], coming: Newcomers) -> ClosedForm:
+    """`period_seconds` of cost/stream.py, a round of a stream; L_d and M_d have their share of the prefill in them."""
+    return ClosedForm(
+        micro_batches,
+        passes={Phase.PREFILL: coming.alone, Phase.DECODE: 0},
+        slowest={Phase.PREFILL: 0, Phase.DECODE: 0},
+        rounds=1,
     )
 
 

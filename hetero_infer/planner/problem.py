@@ -9,7 +9,7 @@ from hetero_infer.cost import memory
 from hetero_infer.cost.comm import activation_message_bytes, token_message_bytes
 from hetero_infer.cost.latency import LayerKind
 from hetero_infer.cost.timeline import PhaseCosts
-from hetero_infer.planner.objective import ClosedForm, closed_form
+from hetero_infer.planner.objective import ClosedForm, closed_form, shared_prefills
 from hetero_infer.planner.request import PlanRequest
 from hetero_infer.spec.choice import Choice
 from hetero_infer.spec.cluster import Device, Link
@@ -156,6 +156,9 @@ def build_problem(
     size = {Phase.PREFILL: prefill_size, Phase.DECODE: decode_size}
     last = len(devices) - 1
     link = request.cluster.link
+    sends = [
+        send_seconds(request, link(source, target), source, size) for source, target in itertools.pairwise(devices)
+    ]
     return PlanningProblem(
         micro_batch_size=size,
         objective=closed_form(request, size),
@@ -163,16 +166,8 @@ def build_problem(
             stage_terms(request, device, size, is_first=stage == 0, is_last=stage == last)
             for stage, device in enumerate(devices)
         ),
-        send_s={
-            phase: tuple(
-                send_seconds(request, link(source, target), source, phase, size[phase])
-                for source, target in itertools.pairwise(devices)
-            )
-            for phase in Phase
-        },
-        return_s={
-            phase: return_seconds(link(devices[-1], devices[0]), size[phase]) if last else 0.0 for phase in Phase
-        },
+        send_s={phase: tuple(sent[phase] for sent in sends) for phase in Phase},
+        return_s=return_seconds(request, link(devices[-1], devices[0]), size) if last else dict.fromkeys(Phase, 0.0),
         omega=omega_rows(request),
         omega_limit=request.omega_limit,
     )
@@ -186,22 +181,28 @@ def omega_rows(request: PlanRequest) -> tuple[Counts, ...]:
     )
 
 
-def send_seconds(request: PlanRequest, link: Link, source: Device, phase: Phase, size: int) -> float:
-    """A micro-batch of `size` sequences on its way to the next stage."""
-    tokens = size * request.workload.prompt_tokens if phase is Phase.PREFILL else size
-    return link.seconds(activation_message_bytes(phase, size, tokens, request.model.hidden_size, source.element_bytes))
+def send_seconds(request: PlanRequest, link: Link, source: Device, size: Mapping[Phase, int]) -> Mapping[Phase, float]:
+    """A micro-batch of each phase on its way to the next stage."""
+    tokens = {Phase.PREFILL: size[Phase.PREFILL] * request.workload.prompt_tokens, Phase.DECODE: size[Phase.DECODE]}
+    hidden, element_bytes = request.model.hidden_size, source.element_bytes
+    prefill_s, decode_s = (
+        link.seconds(activation_message_bytes(phase, size[phase], tokens[phase], hidden, element_bytes))
+        for phase in Phase
+    )
+    return {Phase.PREFILL: prefill_s, Phase.DECODE: decode_s + shared_prefills(request, size) * prefill_s}
 
 
-def return_seconds(link: Link, size: int) -> float:
-    """The sampled tokens of a micro-batch on their way to the first stage."""
-    return link.seconds(token_message_bytes(size))
+def return_seconds(request: PlanRequest, link: Link, size: Mapping[Phase, int]) -> Mapping[Phase, float]:
+    """The sampled tokens of a micro-batch of each phase on their way to the first stage."""
+    prefill_s, decode_s = (link.seconds(token_message_bytes(size[phase])) for phase in Phase)
+    return {Phase.PREFILL: prefill_s, Phase.DECODE: decode_s + shared_prefills(request, size) * prefill_s}
 
 
 def stage_terms(
     request: PlanRequest, device: Device, size: Mapping[Phase, int], *, is_first: bool, is_last: bool
 ) -> StageTerms:
     """The coefficients of a stage on `device`, for micro-batches of `size` sequences in each phase."""
-    model, workload = request.model, request.workload
+    model, workload, shared = request.model, request.workload, shared_prefills(request, size)
     choices = request.latency.allowed_choices(device, request.choices)
     if not choices:
         raise InputError(
@@ -213,10 +214,10 @@ def stage_terms(
         if choice is None:
             return dict.fromkeys(Phase, 0.0)
         of = request.latency.layer_seconds
-        return {
-            Phase.PREFILL: of(device, kind, choice, Phase.PREFILL, size[Phase.PREFILL], workload.prompt_tokens, 0),
-            Phase.DECODE: of(device, kind, choice, Phase.DECODE, size[Phase.DECODE], 1, middle_past_tokens(workload)),
-        }
+        past_tokens = middle_past_tokens(workload)
+        prefill_s = of(device, kind, choice, Phase.PREFILL, size[Phase.PREFILL], workload.prompt_tokens, 0)
+        decode_s = of(device, kind, choice, Phase.DECODE, size[Phase.DECODE], 1, past_tokens)
+        return {Phase.PREFILL: prefill_s, Phase.DECODE: decode_s + shared * prefill_s}
 
     def ends(embedding: Choice | None, head: Choice | None) -> Ends:
         embedding_s, head_s = seconds("embedding", embedding), seconds("head", head)
@@ -238,7 +239,7 @@ def stage_terms(
         for kind in ENDS
     )
     layer_s = {choice: seconds("decoder", choice) for choice in choices}
-    kv_bytes = memory.kv_cache_bytes(model, workload, device.element_bytes)
+    kv_bytes = memory.kv_cache_bytes(model, request.admitted, device.element_bytes)
     return StageTerms(
         device=device,
         layer_s={phase: {choice: layer_s[choice][phase] for choice in choices} for phase in Phase},
@@ -247,7 +248,7 @@ def stage_terms(
         },
         workspace_bytes=memory.workspace_bytes(
             model,
-            workload,
+            request.admitted,
             size[Phase.PREFILL],
             size[Phase.DECODE],
             device.element_bytes,

@@ -1,7 +1,7 @@
 """`PlanRequest`: everything a plan is made from."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from hetero_infer.cost.latency import LatencyModel
@@ -10,6 +10,7 @@ from hetero_infer.spec.cluster import Cluster
 from hetero_infer.spec.errors import InputError
 from hetero_infer.spec.model import ModelSpec
 from hetero_infer.spec.objective import Objective
+from hetero_infer.spec.requests import RealRequests
 from hetero_infer.spec.sensitivity import ENDS, EndKind, SensitivityTable
 from hetero_infer.spec.workload import Workload
 
@@ -17,6 +18,11 @@ from hetero_infer.spec.workload import Workload
 @dataclass(frozen=True)
 class PlanRequest:
     """`omega_limit` is Ω, in the sensitivity's unit; infinity means no quality limit.
+
+    `workload` is what time is counted for. Where `room_for` is given memory is for it instead: the same batch of the
+    longest requests that the plan admits. `objective` says which seconds: of one batch (`ring`), or of a round of a
+    stream whose mean lengths are the workload's (`steady`). `requests` are those that the lengths are of, where they
+    are known.
 
     `model_facts` (`path`, `digest`, `num_hidden_layers`) and `max_perplexity_increase` are only written into the plan.
     """
@@ -33,6 +39,13 @@ class PlanRequest:
     embedding_choices: tuple[Choice, ...] = (UNQUANTISED,)
     head_choices: tuple[Choice, ...] = (UNQUANTISED,)
     objective: Objective = Objective.RING
+    room_for: Workload | None = None
+    requests: RealRequests = field(default_factory=RealRequests)
+
+    @property
+    def admitted(self) -> Workload:
+        """The workload that memory is for."""
+        return self.room_for or self.workload
 
     def __post_init__(self) -> None:
         layers = self.model.num_hidden_layers

@@ -8,7 +8,7 @@ import numpy as np
 
 from hetero_infer.planner.device_classes import DeviceClass, best_link, device_classes, has_one_link
 from hetero_infer.planner.least_omega import Bools, Floats, Integers, LeastOmega, TooManyCounts
-from hetero_infer.planner.objective import ClosedForm, closed_form
+from hetero_infer.planner.objective import ClosedForm, closed_form, shared_prefills
 from hetero_infer.planner.problem import (
     QUALITY_TOLERANCE,
     StageTerms,
@@ -46,7 +46,7 @@ class SearchSpace:
         self.request = request
         self.most_mixed = len(request.choices)
         self._must_use = frozenset(must_use)
-        self._seconds: dict[tuple[int, Phase, int], Floats] = {}
+        self._seconds: dict[tuple[int, Phase, int, float], Floats] = {}
         try:
             self._set_classes(by_host=not has_one_link(request.cluster))
         except TooManyStates:
@@ -81,7 +81,7 @@ class SearchSpace:
         options = [
             StageOptions(
                 tables,
-                {phase: self._layers_s(c, phase, size[phase], of_class["middle"]) for phase in Phase},
+                {phase: self._layers_s(c, phase, size, of_class["middle"]) for phase in Phase},
                 of_class,
             )
             for c, (tables, of_class) in enumerate(zip(self._tables, terms, strict=True))
@@ -92,8 +92,8 @@ class SearchSpace:
             options,
             self.paths,
             Wires(
-                {phase: self._send(phase, size[phase]) for phase in Phase},
-                {phase: self._back(size[phase]) for phase in Phase},
+                {phase: self._send(phase, size) for phase in Phase},
+                {phase: self._back(phase, size) for phase in Phase},
             ),
             self.first_groups,
             self.request.omega_limit,
@@ -114,7 +114,8 @@ class SearchSpace:
 
     def _seconds_from(self, source: Device, target: Device) -> float:
         """Of a prefill message of one sequence."""
-        return send_seconds(self.request, self.request.cluster.link(source, target), source, Phase.PREFILL, 1)
+        link = self.request.cluster.link(source, target)
+        return send_seconds(self.request, link, source, dict.fromkeys(Phase, 1))[Phase.PREFILL]
 
     @property
     def choices(self) -> tuple[Choice, ...]:
@@ -152,8 +153,9 @@ class SearchSpace:
             else:
                 return [CountTables(least, self.choices, list(of_class.values()), len(omega)) for of_class in terms]
 
-    def _layers_s(self, c: int, phase: Phase, size: int, terms: StageTerms) -> Floats:
-        key = c, phase, size
+    def _layers_s(self, c: int, phase: Phase, size: Mapping[Phase, int], terms: StageTerms) -> Floats:
+        shared = shared_prefills(self.request, size) if phase is Phase.DECODE else 0.0
+        key = c, phase, size[phase], shared
         if key not in self._seconds:
             self._seconds[key] = self._tables[c].seconds(terms.layer_s[phase])
         return self._seconds[key]
@@ -163,29 +165,21 @@ class SearchSpace:
 
     # Links.
 
-    def _send(self, phase: Phase, size: int) -> Floats:
-        return np.array(
-            [
-                [
-                    send_seconds(
-                        self.request, best_link(self.request.cluster, source, target), source.example, phase, size
-                    )
-                    for target in self.classes
-                ]
-                for source in self._group_examples
-            ]
-        )
+    def _send(self, phase: Phase, size: Mapping[Phase, int]) -> Floats:
+        request = self.request
 
-    def _back(self, size: int) -> Floats:
-        return np.array(
-            [
-                [
-                    return_seconds(best_link(self.request.cluster, last, self.classes[group[0]]), size)
-                    for last in self._group_examples
-                ]
-                for group in self.first_groups
-            ]
-        )
+        def seconds(source: DeviceClass, target: DeviceClass) -> float:
+            return send_seconds(request, best_link(request.cluster, source, target), source.example, size)[phase]
+
+        return np.array([[seconds(source, target) for target in self.classes] for source in self._group_examples])
+
+    def _back(self, phase: Phase, size: Mapping[Phase, int]) -> Floats:
+        request, firsts = self.request, [self.classes[group[0]] for group in self.first_groups]
+
+        def seconds(last: DeviceClass, first: DeviceClass) -> float:
+            return return_seconds(request, best_link(request.cluster, last, first), size)[phase]
+
+        return np.array([[seconds(last, first) for last in self._group_examples] for first in firsts])
 
     def _groups_by_sending(self) -> tuple[list[int], list[DeviceClass]]:
         """Classes whose links to all classes, and elements, are the same."""

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hetero_infer.serving.tokenizer import Tokenizer
-from hetero_infer.spec import ModelSpec, Plan
+from hetero_infer.spec import ModelSpec, Plan, Workload
 
 
 @dataclass(frozen=True)
@@ -22,13 +22,18 @@ class ServedModel:
     @classmethod
     def load(cls, folder: Path, plan: Plan) -> "ServedModel":
         """Takes seconds where it loads a tokenizer."""
+        return cls.of_lengths(folder, plan.workload)
+
+    @classmethod
+    def of_lengths(cls, folder: Path, most: Workload) -> "ServedModel":
+        """As a plan for `most` would serve it."""
         spec = ModelSpec.from_folder(folder)
         return cls(
             name=folder.resolve().name,
             vocab_size=spec.vocab_size,
             stop_ids=spec.eos_token_ids,
-            prompt_tokens=plan.workload.prompt_tokens,
-            cache_tokens=plan.workload.cache_tokens,
+            prompt_tokens=most.prompt_tokens,
+            cache_tokens=most.cache_tokens,
             tokenizer=Tokenizer.from_folder(folder),
         )
 

@@ -11,7 +11,7 @@ from typing import Any
 from hetero_infer.spec.choice import BITWIDTHS, Choice
 from hetero_infer.spec.cluster import Cluster, Link
 from hetero_infer.spec.errors import InputError, located
-from hetero_infer.spec.fields import kinds_of, nearest, read_value
+from hetero_infer.spec.fields import nearest, read_value
 from hetero_infer.spec.files import read_text
 from hetero_infer.spec.links import LinkTable
 from hetero_infer.spec.model import TOKENIZER_FILES
@@ -32,7 +32,10 @@ class RunConfig:
     default_link: Link
     links: Path
     profile: Path
-    workload: Workload
+    batch_size: int
+    longest: Workload | None
+    requests: Path | None
+    arrivals: Path | None
     max_perplexity_increase: float
     text: Path
     calibration: Path
@@ -49,6 +52,16 @@ class RunConfig:
     planner_objective: Objective
     host: str
     port: int
+
+    @property
+    def workload(self) -> Workload:
+        """What a plan admits: a batch of the longest requests."""
+        if self.longest is None:
+            raise InputError(
+                f"[workload] the lengths are in {self.requests or self.arrivals} only; say prompt_tokens and "
+                "new_tokens too, up to which to measure"
+            )
+        return self.longest
 
     @property
     def cluster(self) -> Cluster:
@@ -73,19 +86,30 @@ class RunConfig:
         link = reader.take("cluster", "default_link", dict, DEFAULT_LINK)
         if set(link) != {"alpha_s", "bytes_per_s"} or {type(value) for value in link.values()} - {int, float}:
             raise InputError(f"{where}: default_link has alpha_s and bytes_per_s, both numbers, got {link}")
-        objective = reader.take("planner", "objective", str, Objective.RING)
+        with located(where):
+            default_link = Link(**link)
+        requests, arrivals = (reader.path_if_said("workload", key) for key in ("requests", "arrivals"))
+        if requests and arrivals:
+            raise InputError(f"{where}: [workload] has requests and arrivals; a plan is for one of them")
+        objective = reader.take("planner", "objective", str, Objective.STEADY if arrivals else Objective.RING)
         if objective not in list(Objective):
             raise InputError(f"{where}: objective = {objective!r}; it is one of {', '.join(Objective)}")
-        lengths = [reader.take("workload", key, int) for key in kinds_of(Workload)]
-        with located(where):
-            default_link, workload = Link(**link), Workload(*lengths)
+        length_keys = ("prompt_tokens", "new_tokens")
+        batch_size, longest = reader.take("workload", "batch_size", int), None
+        if not (requests or arrivals) or reader.says_one("workload", length_keys):
+            lengths = [reader.take("workload", key, int) for key in length_keys]
+            with located(where):
+                longest = Workload(batch_size, *lengths)
         config = cls(
             model=model_folder,
             hostfile=Path(reader.take("cluster", "hostfile", str)),
             default_link=default_link,
             links=Path(reader.take("cluster", "links", str, str(work / "links.csv"))),
             profile=Path(reader.take("cluster", "profile", str, str(work / "profile.csv"))),
-            workload=workload,
+            batch_size=batch_size,
+            longest=longest,
+            requests=requests,
+            arrivals=arrivals,
             max_perplexity_increase=float(reader.take("quality", "max_perplexity_increase", float, 0.1)),
             text=Path(reader.take("quality", "text", str, str(model_folder / "heldout.txt"))),
             calibration=Path(reader.take("quality", "calibration", str, str(model_folder / "calibration.txt"))),
@@ -123,12 +147,19 @@ class RunConfig:
             raise InputError(f"max_perplexity_increase = {self.max_perplexity_increase}, must not be negative")
         if self.planner_time_limit_s <= 0:
             raise InputError(f"[planner] time_limit_s = {self.planner_time_limit_s:g}, must be above 0")
+        if (self.planner_objective is Objective.STEADY) != bool(self.arrivals):
+            raise InputError(
+                f"[planner] objective = {self.planner_objective}: 'steady' is for [workload] arrivals, the others are "
+                "for batches"
+            )
         if not 0 <= self.planner_gap < 1:
             raise InputError(f"[planner] gap = {self.planner_gap:g}: a share of the plan's seconds, 0 or more, below 1")
         if not 0 <= self.port <= 65535:
             raise InputError(f"[server] port = {self.port}: ports go from 0 (any that is free) to 65535")
         inputs = ("model", "hostfile", "text", "calibration")
         user_of: dict[str, str] = {os.path.abspath(getattr(self, name)): name for name in inputs}
+        lengths = {"requests": self.requests, "arrivals": self.arrivals}
+        user_of |= {os.path.abspath(path): name for name, path in lengths.items() if path}
         user_of |= {os.path.abspath(self.model / name): f"the model's {name}" for name in MODEL_FILES}
         for name in ("profile", "links", "sensitivity", "checkpoint", "plan"):
             path = getattr(self, name)
@@ -159,6 +190,15 @@ class _Reader:
         if isinstance(value, str) and "\0" in value:
             raise InputError(f"{self.where}: [{table}] {key} = {value!r} has a null character in it")
         return value
+
+    def path_if_said(self, table: str, key: str) -> Path | None:
+        return Path(self.take(table, key, str)) if self.says_one(table, (key,)) else None
+
+    def says_one(self, table: str, keys: Iterable[str]) -> bool:
+        """Whether one of the `keys` is there at all; all of them are known from now on."""
+        self.asked.setdefault(table, set()).update(keys)
+        entries = self.content.get(table, {})
+        return isinstance(entries, dict) and any(key in entries for key in keys)
 
     def choices(self, table: str, key: str, default_bits: Iterable[int]) -> tuple[Choice, ...]:
         entries = self.take(table, key, list, [{"bits": bits} for bits in default_bits])

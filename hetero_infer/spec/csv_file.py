@@ -36,27 +36,34 @@ def read_csv(
     header = dict(_header_entry(line) for line in lines if line.startswith("#"))
     if header.pop("format", None) != str(FORMAT):
         raise InputError(f"{what} {path}: its first line must read '# format = {FORMAT}'")
+    return header, read_rows((line for line in lines if not line.startswith("#")), f"{what} {path}", columns, parse)
+
+
+def read_rows(
+    lines: Iterable[str], where: str, columns: Mapping[str, Any], parse: Callable[[Mapping[str, Any]], Row]
+) -> list[Row]:
+    """What `parse` makes of each row's values, below a line with the names of the columns."""
     try:
-        names, *body = list(csv.reader(line for line in lines if not line.startswith("#"))) or [[]]
+        names, *body = list(csv.reader(lines)) or [[]]
     except csv.Error as error:
-        raise InputError(f"{what} {path}: not CSV ({error})") from error
+        raise InputError(f"{where}: not CSV ({error})") from error
     for name in names:
         if name not in columns:
-            raise InputError(f"{what} {path}: the column {name} is not known{nearest(name, columns)}")
+            raise InputError(f"{where}: the column {name} is not known{nearest(name, columns)}")
     for name in columns:
         if name not in names:
-            raise InputError(f"{what} {path}: the column {name} is missing")
+            raise InputError(f"{where}: the column {name} is missing")
         if names.count(name) > 1:
-            raise InputError(f"{what} {path}: the column {name} stands there twice")
+            raise InputError(f"{where}: the column {name} stands there twice")
     rows = []
     for number, cells in enumerate(filter(None, body), 1):
-        with located(f"{what} {path}, row {number}"):
+        with located(f"{where}, row {number}"):
             if len(cells) != len(names):
                 raise InputError(f"{len(cells)} values for {len(names)} columns")
             rows.append(
                 parse({name: _value(cell, columns[name], name) for name, cell in zip(names, cells, strict=True)})
             )
-    return header, rows
+    return rows
 
 
 def _value(text: str, kind: Any, name: str) -> Any:

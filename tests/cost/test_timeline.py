@@ -1,13 +1,34 @@
 """The closed form is the recurrence where it may be, and the recurrence is right by hand where it may not."""
 
 import random
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pytest
 
-from hetero_infer.cost.timeline import PhaseCosts, decode_seconds, prefill_seconds, recurrence
+from hetero_infer.bench.planner.schedules import RandomCosts
+from hetero_infer.cost.timeline import (
+    PhaseCosts,
+    Stations,
+    decode_seconds,
+    prefill_seconds,
+    recurrence,
+    recurrence_of,
+    station_seconds,
+)
+from hetero_infer.pipeline.instructions import (
+    DecodeForward,
+    MicroBatchInstruction,
+    PrefillForward,
+    SendActivations,
+    SendTokens,
+)
+from hetero_infer.pipeline.schedules import DecodeSchedule, PrefillSchedule
+from hetero_infer.pipeline.simulate import Timeline, simulate
 from hetero_infer.spec import Phase, Workload
+from hetero_infer.spec.plan import micro_batch_ranges
+from hetero_infer.spec.requests import RequestLengths
 
 
 @dataclass(frozen=True)
@@ -107,3 +128,71 @@ def test_the_recurrence_sees_remainders_and_a_growing_past() -> None:
     assert [s for s in seen if s[0] is Phase.PREFILL] == [(Phase.PREFILL, 3, 0), (Phase.PREFILL, 2, 0)]
     assert {s for s in seen if s[0] is Phase.DECODE} == {(Phase.DECODE, b, past) for b in (1, 2) for past in (8, 9)}
     assert (makespan.prefill_s, makespan.decode_s) == (5, 10)  # one stage: its work, and no return
+
+
+def test_a_batch_of_real_lengths_is_the_dry_run_of_its_schedules() -> None:
+    """Micro-batches shrink, and those without sequences retire, as the engine's do."""
+    rng = random.Random(4)
+    retirements = 0
+    for seed in range(150):
+        costs = RandomCosts(seed, rng.randint(1, 5))
+        requests = [RequestLengths(rng.randint(1, 50), rng.choice((1, 2, 5, 9))) for _ in range(rng.randint(1, 9))]
+        sizes = rng.randint(1, len(requests)), rng.randint(1, len(requests))
+        timeline, retired = dry_run(costs, requests, *sizes)
+        exact = recurrence_of(of_lengths(costs), requests, *sizes)
+        assert timeline.makespan_s == pytest.approx(exact.total_s, rel=1e-9), (seed, requests, sizes)
+        retirements += len(retired)
+    assert retirements > 100
+
+
+def of_lengths(costs: RandomCosts) -> Stations:
+    """Prompts count as a past does; an empty message takes no compute."""
+
+    def stations(phase: Phase, sequences: int, tokens: int) -> list[float]:
+        seconds = station_seconds(costs, phase, sequences, tokens)
+        if not sequences:
+            seconds[:-1:2] = [0.0] * costs.num_stages
+        return seconds
+
+    return stations
+
+
+def dry_run(
+    costs: RandomCosts, requests: list[RequestLengths], prefill_size: int, decode_size: int
+) -> tuple[Timeline, set[int]]:
+    """The schedules with a `retired` for each stage, as `HeteroPipelineEngine` keeps it."""
+    stages, last = range(costs.num_stages), costs.num_stages - 1
+    ranges = {
+        Phase.PREFILL: micro_batch_ranges(len(requests), prefill_size),
+        Phase.DECODE: micro_batch_ranges(len(requests), decode_size),
+    }
+    retired: list[set[int]] = [set() for _ in stages]
+    begun: Counter[tuple[int, int]] = Counter()
+
+    def seconds(stage: int, instruction: MicroBatchInstruction) -> float:
+        phase, index = instruction.phase, instruction.micro_batch
+        members = [requests[sequence] for sequence in ranges[phase][index]]
+        tokens = -(-sum(request.prompt_tokens for request in members) // len(members))
+        if phase is Phase.DECODE:
+            begun[stage, index] += isinstance(instruction, DecodeForward)
+            step = begun[stage, index] - 1
+            members = [request for request in members if request.new_tokens > step + 1]
+            tokens = max((request.prompt_tokens for request in members), default=0) + step
+            if not members:
+                retired[stage].add(index)
+        by_station = of_lengths(costs)(phase, len(members), tokens)
+        if isinstance(instruction, PrefillForward | DecodeForward):
+            return by_station[2 * stage]
+        if isinstance(instruction, SendActivations):
+            return by_station[2 * stage + 1]
+        return by_station[-1] if isinstance(instruction, SendTokens) and last else 0.0
+
+    rounds = max(request.new_tokens for request in requests) - 1
+    schedules = [
+        [
+            PrefillSchedule(len(ranges[Phase.PREFILL]), costs.num_stages, stage),
+            DecodeSchedule(*ranges.values(), rounds, costs.num_stages, stage, retired[stage].__contains__),
+        ]
+        for stage in stages
+    ]
+    return simulate(schedules, seconds), retired[last]

@@ -12,6 +12,7 @@ from tests.mistakes.hostfiles import hostfile_mistakes
 from tests.mistakes.mistake import Mistake
 from tests.mistakes.plans import plan_mistakes
 from tests.mistakes.tables import table_mistakes
+from tests.mistakes.workloads import workload_mistakes
 
 MISTAKES = [
     *config_mistakes(),
@@ -19,6 +20,7 @@ MISTAKES = [
     *plan_mistakes(),
     *table_mistakes(),
     *folder_mistakes(),
+    *workload_mistakes(),
 ]
 
 

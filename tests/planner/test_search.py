@@ -8,7 +8,7 @@ import pytest
 
 from hetero_infer.bench.planner.tiny import EIGHT, RandomLatency, brute_force, random_request
 from hetero_infer.planner import branch_and_bound, search
-from hetero_infer.spec import HeteroInferError, InfeasibleError, InputError
+from hetero_infer.spec import HeteroInferError, InfeasibleError, InputError, Objective
 
 EASY = next(  # several pairs, several devices, a quality limit
     seed
@@ -17,6 +17,7 @@ EASY = next(  # several pairs, several devices, a quality limit
     and request.workload.batch_size > 2
     and len(request.cluster.devices) > 1
     and request.omega_limit < math.inf
+    and request.objective is Objective.RING
     and brute_force(seed).best_s < math.inf
 )
 

@@ -130,3 +130,16 @@ def test_a_wrong_value_is_named(text: str, named: str, tmp_path: Path) -> None:
 def test_a_config_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"config .*nowhere\.toml: cannot be read"):
         RunConfig.load(tmp_path / "nowhere.toml")
+
+
+def test_lengths_may_be_left_to_a_file_of_requests_or_a_trace(tmp_path: Path) -> None:
+    lengths = "prompt_tokens = 64\nnew_tokens = 32\n"
+    assert lengths in LEAST
+    for key in ("requests", "arrivals"):
+        config = load(LEAST.replace(lengths, f"{key} = 'there'\n"), tmp_path)
+        assert (getattr(config, key), config.batch_size, config.longest) == (Path("there"), 8, None)
+        with pytest.raises(InputError, match="the lengths are in there only; say prompt_tokens and new_tokens too"):
+            _ = config.workload
+        assert load(LEAST.replace(lengths, f"{lengths}{key} = 'there'\n"), tmp_path).workload == Workload(8, 64, 32)
+        with pytest.raises(InputError, match=f"{key} and plan are both there"):
+            load(LEAST.replace(lengths, f"{key} = 'there'\n[paths]\nplan = 'there'\n"), tmp_path)

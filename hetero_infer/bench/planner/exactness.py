@@ -49,7 +49,8 @@ def measure(_: Path) -> Section:
         notes=[
             f"Seeds {SEEDS.start} to {SEEDS.stop - 1}: 1 to 3 devices in every order of every subset, 2 to 4 layers, 2 "
             "or 3 choices, choices for embedding and head on every fourth, links that differ on every fifth, no "
-            "quality limit on every third, LLM-PQ's objective on every seventh."
+            "quality limit on every third, LLM-PQ's objective and a steady stream on every "
+            "seventh."
         ],
         facts=[{"seeds": [SEEDS.start, SEEDS.stop], "feasible": feasible, "worst": worst, "wrong": wrong}],
     )

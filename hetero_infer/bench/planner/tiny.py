@@ -72,7 +72,8 @@ class RandomLatency:
 
 def random_request(seed: int) -> PlanRequest:
     """1 to 3 devices, 2 to 4 layers, 2 or 3 choices; memory that binds; every third without a quality limit, every
-    fourth with choices for the ends, every fifth with links that differ, every seventh for LLM-PQ's objective."""
+    fourth with choices for the ends, every fifth with links that differ, every seventh
+    for LLM-PQ's objective and for a steady stream."""
     rng = random.Random(seed)
     num_layers, num_devices = rng.randint(2, 4), rng.randint(1, 3)
     config = MODEL | {"num_hidden_layers": num_layers, "tie_word_embeddings": rng.random() < 0.5}
@@ -102,7 +103,7 @@ def random_request(seed: int) -> PlanRequest:
         max_perplexity_increase=0.1,
         embedding_choices=end_choices,
         head_choices=end_choices,
-        objective=Objective.LLM_PQ if seed % 7 == 3 else Objective.RING,
+        objective={3: Objective.LLM_PQ, 5: Objective.STEADY}.get(seed % 7, Objective.RING),
     )
 
 
@@ -144,8 +145,12 @@ class Exhaustive:
 
 @cache
 def brute_force(seed: int) -> Exhaustive:
-    """Of `random_request(seed)`: every order of every subset of devices, every cut, every choice."""
-    request = random_request(seed)
+    """Of `random_request(seed)`."""
+    return exhaust(random_request(seed))
+
+
+def exhaust(request: PlanRequest) -> Exhaustive:
+    """Every order of every subset of devices, every cut, every choice."""
     sizes = request.workload.micro_batch_sizes
     pair_best_s = {
         pair: min(_OnePair(request, *pair).seconds(), default=math.inf) for pair in itertools.product(sizes, sizes)
@@ -209,7 +214,13 @@ class _OnePair:
         if any(choice not in allowed for choice in layers):
             return None
         used = memory.stage_memory(
-            request.model, workload, *self._sizes.values(), layers, device.element_bytes, embedding=embedding, head=head
+            request.model,
+            request.admitted,
+            *self._sizes.values(),
+            layers,
+            device.element_bytes,
+            embedding=embedding,
+            head=head,
         )
         if used.total > device.memory_bytes:
             return None
@@ -225,24 +236,31 @@ class _OnePair:
         )
 
     def _closed_form(self, order: tuple[Device, ...], costs: list[tuple[float, float]]) -> float:
-        workload, link = self._request.workload, self._request.cluster.link
-        total = 0.0
-        for phase, size in self._sizes.items():
-            is_prefill = phase is Phase.PREFILL
-            tokens = size * (workload.prompt_tokens if is_prefill else 1)
-            header = -(-(12 + 12 * size + (64 * size + 4 * tokens if is_prefill else 0)) // 64) * 64
-            sends = [
-                link(a, b).seconds(tokens * self._request.model.hidden_size * a.element_bytes + header)
-                for a, b in itertools.pairwise(order)
-            ]
-            back = link(order[-1], order[0]).seconds(8 * size + 32) if sends else 0.0
-            stations = [*(cost[0 if is_prefill else 1] for cost in costs), *sends, back]
-            count = math.ceil(workload.batch_size / size)
-            slowest, once = max(stations), sum(stations)
-            if self._request.objective is Objective.LLM_PQ and not is_prefill:
-                total += min(1, workload.new_tokens - 1) * once + (workload.new_tokens - 1) * (count - 1) * slowest
-            elif is_prefill:
-                total += once + (count - 1) * slowest
-            elif workload.new_tokens > 1:
-                total += (workload.new_tokens - 2) * max(count * slowest, once) + once + (count - 1) * slowest
+        workload, objective = self._request.workload, self._request.objective
+        prefill, decode = (self._stations(phase, order, costs) for phase in Phase)
+        mp, md = (math.ceil(workload.batch_size / size) for size in self._sizes.values())
+        if objective is Objective.STEADY:
+            prefills = workload.batch_size / workload.new_tokens / self._sizes[Phase.PREFILL]
+            alone = min(1, prefills) * max(0, 1 - prefills / md)
+            both = [d + (prefills - alone) / md * p for p, d in zip(prefill, decode, strict=True)]
+            return max(md * max(both), sum(both)) + alone * sum(prefill)
+        total = sum(prefill) + (mp - 1) * max(prefill)
+        if objective is Objective.LLM_PQ:
+            rounds = workload.new_tokens - 1
+            return total + min(1, rounds) * sum(decode) + rounds * (md - 1) * max(decode)
+        if workload.new_tokens > 1:
+            total += (workload.new_tokens - 2) * max(md * max(decode), sum(decode))
+            total += sum(decode) + (md - 1) * max(decode)
         return total
+
+    def _stations(self, phase: Phase, order: tuple[Device, ...], costs: list[tuple[float, float]]) -> list[float]:
+        size, link = self._sizes[phase], self._request.cluster.link
+        is_prefill = phase is Phase.PREFILL
+        tokens = size * (self._request.workload.prompt_tokens if is_prefill else 1)
+        header = -(-(12 + 12 * size + (64 * size + 4 * tokens if is_prefill else 0)) // 64) * 64
+        sends = [
+            link(a, b).seconds(tokens * self._request.model.hidden_size * a.element_bytes + header)
+            for a, b in itertools.pairwise(order)
+        ]
+        back = link(order[-1], order[0]).seconds(8 * size + 32) if sends else 0.0
+        return [*(cost[0 if is_prefill else 1] for cost in costs), *sends, back]

@@ -80,7 +80,7 @@ class Stations:
 
         def send_s(source: DeviceClass, target: DeviceClass) -> float:
             link = best_link(request.cluster, source, target)
-            return send_seconds(request, link, source.example, phase, size)
+            return send_seconds(request, link, source.example, dict.fromkeys(Phase, size))[phase]
 
         return cls(
             multiplicity=tuple(len(device_class.devices) for device_class in classes),
