@@ -11,7 +11,7 @@ from hetero_infer.planner.problem import PlanningProblem, build_problem
 from hetero_infer.planner.request import PlanRequest
 from hetero_infer.planner.solver import Infeasible, Solution, Undecided, highs_version, refine, solve
 from hetero_infer.spec.choice import UNQUANTISED
-from hetero_infer.spec.errors import HeteroInferError, InfeasibleError
+from hetero_infer.spec.errors import HeteroInferError, InfeasibleError, InputError
 from hetero_infer.spec.plan import Plan, QualityPlan, SolverReport, StagePlan
 from hetero_infer.spec.workload import Phase
 
@@ -39,6 +39,11 @@ def find_plan(request: PlanRequest, *, time_limit_s: float, gap: float) -> Plan:
     At the time limit it is the best plan found, with the gap that was really proven. Raises `InfeasibleError` when
     there is provably no plan, `HeteroInferError` when time ran out before one was found.
     """
+    devices, layers = len(request.cluster.devices), request.model.num_hidden_layers
+    if devices > layers:
+        raise InputError(
+            f"{devices} devices for {layers} decoder layers: each needs one, leave {devices - layers} devices out"
+        )
     started_s = time.monotonic()
     deadline_s = started_s + time_limit_s
     best = search(request, deadline_s=deadline_s, gap=gap)

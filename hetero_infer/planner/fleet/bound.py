@@ -30,7 +30,7 @@ class _Leaf:
     number: int
     cell: Cell = field(compare=False)
     turn: int = field(compare=False)
-    devices: Floats | None = field(compare=False, default=None)
+    devices: Floats = field(compare=False)
 
 
 class FleetBound:
@@ -41,7 +41,7 @@ class FleetBound:
         self._replicas = replicas
         self._batch_size = rates.request.workload.batch_size
         self._full_rounds = max(0, rates.request.workload.new_tokens - 2)
-        speed = 1 / np.min(rates.layer_s[Phase.DECODE][:, :, 1], axis=1)
+        speed = 1 / np.prod([rates.layer_s[phase][:, :, 1].min(axis=1) for phase in Phase], axis=0)
         self._prices = speed / (speed @ rates.counts)
         self._turn = 0
         self._numbers = itertools.count()
@@ -67,7 +67,7 @@ class FleetBound:
 
     def _is_too_short(self, limit_s: float, deadline_s: float) -> bool:
         """Whether it is proven that the batch cannot be served within `limit_s`."""
-        leaves = [_Leaf(0.0, next(self._numbers), cell, turn=-1) for cell in self._cells]
+        leaves = [_Leaf(0.0, next(self._numbers), cell, -1, np.zeros(0)) for cell in self._cells]
         solves = 0
         while leaves[0].price * self._batch_size <= 1 and time.monotonic() < deadline_s:
             if leaves[0].turn == self._turn and solves >= max(SOLVES_PER_PRICES, len(leaves)):
@@ -84,14 +84,13 @@ class FleetBound:
 
     def _leaf(self, cell: Cell, limit_s: float) -> _Leaf:
         self.num_solves += 1
-        cheapest = self.relaxation.cheapest_replica(cell, self._prices, limit_s)
-        price = cheapest.price / cell.sequences[1] if cheapest else math.inf
-        return _Leaf(price, next(self._numbers), cell, self._turn, cheapest.devices if cheapest else None)
+        cheapest = self.relaxation.cheapest(cell, self._prices, limit_s)
+        return _Leaf(cheapest.price, next(self._numbers), cell, self._turn, cheapest.devices)
 
     def _move_prices(self, heap: list[_Leaf]) -> None:
         """Towards those at which the cheapest of the leaves' replicas is dearest."""
-        known = [leaf for leaf in heap if leaf.devices is not None]
-        used = np.array([leaf.devices / leaf.cell.sequences[1] for leaf in known])
+        known = [leaf.devices for leaf in heap if len(leaf.devices)]
+        used = np.array(known)
         kinds = used.shape[1]
         result = linprog(
             np.array([*np.zeros(kinds), -1.0]),
@@ -114,10 +113,10 @@ class FleetBound:
         (b1, b2), (m1, m2) = cell.sequences, (cell.decode_micro_batches[0], min(cell.decode_micro_batches[1], cell.sequences[1]))
         (a1, a2), (d1, d2) = cell.busy_s, cell.round_s
         widths = {
-            "sequences": math.log(b2 / b1),
+            "sequences": 0.3 * math.log(b2 / b1),
             "decode_micro_batches": 0.4 * math.log(m2 / m1),
             "busy_s": 0.7*(a2 - a1) / limit_s,
-            "round_s": 0.7*max(1, self._full_rounds) * (d2 - d1) / limit_s,
+            "round_s": 0.3*max(1, self._full_rounds) * (d2 - d1) / limit_s,
         }
         widest = max(widths, key=widths.__getitem__)
         low, high = {"sequences": (b1, b2), "decode_micro_batches": (m1, m2), "busy_s": (a1, a2), "round_s": (d1, d2)}[widest]

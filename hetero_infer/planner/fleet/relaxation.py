@@ -1,31 +1,37 @@
-"""The fewest devices, at a price for each kind, that can serve some sequences in some seconds: a linear programme.
+"""The fewest devices per sequence, at a price for each kind, of any replica that ends in time: a linear programme.
 
-`Cell` is a box of replicas: so many sequences, decode micro-batches, and seconds of their slowest stations. No replica
-in it costs less than `cheapest_replica` says. What is dropped: order, contiguity, whole devices. What is kept: memory
-with its buffers and ends, the quality limit, the closed form, and that a device holds a whole number of layers.
+A `Cell` is a box of replicas: so many sequences and decode micro-batches, and so many seconds of their slowest stages.
+No replica in it costs less per sequence than `cheapest` says. What is dropped: order, contiguity, whole devices. What
+is kept: memory with its buffers and ends, the quality limit, the closed form, and that a device has whole layers.
 docs/planner.md has the proof.
 """
 
-from dataclasses import dataclass, field, replace
+import math
+from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.optimize import linprog
 from scipy.sparse import csr_array
 
+from hetero_infer.planner.fleet.quality import QualityCut, quality_cut
 from hetero_infer.planner.fleet.rates import Floats, Rates
+from hetero_infer.planner.problem import QUALITY_TOLERANCE
 from hetero_infer.spec.choice import UNQUANTISED
 from hetero_infer.spec.workload import Phase
 
 OPTIMAL, INFEASIBLE = 0, 2  # of linprog
-SAFETY = 1e-7  # covers the simplex's own rounding
+SAFETY = 1e-6  # of a price; covers the simplex's own rounding
+ROUND_UP = 1 + 1e-9  # before a quotient is rounded down
 WORTH_A_CUT = 1e-3  # of Ω
+MOST_CUTS = 3  # for one cell
 
 
 @dataclass(frozen=True)
 class Cell:
-    """Ranges, ends included. `busy_s` is the seconds that the slowest stage needs for all prefill micro-batches less
-    one pass, `round_s` for one round of all decode micro-batches."""
+    """Ranges, ends included. `busy_s`: all prefill micro-batches less one pass on the slowest stage; `round_s`: one
+    round of all decode micro-batches on it."""
 
     sequences: tuple[int, int]
     decode_micro_batches: tuple[int, int]
@@ -35,198 +41,235 @@ class Cell:
 
 @dataclass(frozen=True)
 class Cheapest:
-    """`price` is a lower bound, `devices[kind]` what it pays for."""
+    """Both per sequence: a lower bound on the price, and the devices of each kind that it pays for."""
 
     price: float
     devices: Floats
 
 
+NONE = Cheapest(math.inf, np.zeros(0))
+
+
 @dataclass(frozen=True)
 class _Stand:
-    """A device of `kind` at a place of the pipeline. With `dequantises` false where it may still quantise, the buffer
-    is left out of its room."""
+    """A device of `kind` at a place in a pipeline. Where `dequantises` is false though it may hold quantised layers,
+    their buffer is left out of its memory: a relaxation."""
 
     kind: int
-    is_first: bool
-    is_last: bool
     choices: tuple[int, ...]
-    dequantises: bool
+    dequantises: bool = False
+    is_first: bool = False
+    is_last: bool = False
 
 
-@dataclass
+@dataclass(frozen=True)
+class _Needs:
+    """Of one layer, for its share of all sequences: the least for each of them, and the least for all."""
+
+    per_sequence: Floats
+    at_least: Floats
+
+    def __add__(self, other: "_Needs") -> "_Needs":
+        return _Needs(self.per_sequence + other.per_sequence, self.at_least + other.at_least)
+
+    def times(self, factor: float) -> "_Needs":
+        return _Needs(self.per_sequence * factor, self.at_least * factor)
+
+
+@dataclass(frozen=True)
+class _Costs:
+    """The least that any sizes in a cell allow. Layers' are by column (stand and choice), ends' by stand.
+
+    `busy` are the seconds of a stage's prefill beyond one pass, `turn` those of one round of decode. `fill` is a pass of
+    each phase, `ring` what the full rounds take once round the ring.
+    """
+
+    busy: _Needs
+    turn: _Needs
+    fill: Floats
+    ring: Floats
+    num_bytes: _Needs
+    end_busy: Floats
+    end_turn: Floats
+    end_fill: Floats
+    end_ring: Floats
+    room: Floats
+
+
 class Relaxation:
-    """`cuts` are linear bounds on the least Σω of counts of choices: rows (v, limit) with Σ v n ≤ limit."""
+    def __init__(self, rates: Rates) -> None:
+        self.rates = rates
+        self._num_layers = len(rates.omega)
+        self._full_rounds = max(0, rates.request.workload.new_tokens - 2)
+        self._last_rounds = min(1, rates.request.workload.new_tokens - 1)
+        stands = [stand for kind in range(len(rates.kinds)) for stand in _stands(rates, kind)]
+        self._stands = stands
+        self._kind = np.array([stand.kind for stand in stands])
+        self._is_first = np.array([stand.is_first for stand in stands])
+        self._is_last = np.array([stand.is_last for stand in stands])
+        self._stand = np.array([g for g, stand in enumerate(stands) for _ in stand.choices])
+        self._choice = np.array([choice for stand in stands for choice in stand.choices])
+        self._sends_s = {phase: rates.fastest_send_s(phase) for phase in Phase}
+        self._cuts: list[QualityCut] = []
+        self._room_bytes = cache(self._all_room_bytes)
 
-    rates: Rates
-    cuts: list[tuple[Floats, float]] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        rates = self.rates
-        self.num_layers = len(rates.omega)
-        self.stands = [stand for kind in range(len(rates.kinds)) for stand in self._stands(kind)]
-        self.columns = [(g, choice) for g, stand in enumerate(self.stands) for choice in stand.choices]
-        self.at = np.array([g for g, _ in self.columns])
-        self.choice = np.array([choice for _, choice in self.columns])
-        self.kind = np.array([stand.kind for stand in self.stands])
-        self.is_first = np.array([stand.is_first for stand in self.stands])
-        self.is_last = np.array([stand.is_last for stand in self.stands])
-        heaviest = np.argsort(-rates.weight_bytes[0])
-        self.heavy = [heaviest[: n + 1] for n in range(len(heaviest))]
-        self._room = cache(self._room_bytes)
-        if not np.isinf(rates.request.omega_limit):
-            for choice in range(rates.omega.shape[1]):
-                self._cut_at(np.eye(rates.omega.shape[1])[choice] * self.num_layers)
-
-    def _stands(self, kind: int) -> list[_Stand]:
-        rates = self.rates
-        allowed = tuple(np.flatnonzero(np.isfinite(rates.layer_s[Phase.DECODE][kind, :, 1])))
-        plain = tuple(c for c in allowed if rates.request.choices[c] == UNQUANTISED)
-        stands = [
-            _Stand(kind, False, False, allowed, True),
-            _Stand(kind, False, False, plain, False),
-            _Stand(kind, True, False, allowed, False),
-            _Stand(kind, False, True, allowed, False),
-            _Stand(kind, True, True, allowed, False),
-        ]
-        return [stand for stand in stands if stand.choices and (not (stand.is_first and stand.is_last) or self._holds_all(stand))]
-
-    def _holds_all(self, stand: _Stand) -> bool:
-        room = self.rates.room_bytes(stand.kind, 1, 1, is_first=True, is_last=True)
-        weights = self.rates.weight_bytes[stand.kind, list(stand.choices)].min()
-        return len(self.rates.omega) * (weights + self.rates.sequence_bytes[stand.kind]) <= room
-
-    def _room_bytes(self, decode_size: int) -> Floats:
-        return np.array(
-            [
-                self.rates.room_bytes(s.kind, 1, decode_size, is_first=s.is_first, is_last=s.is_last)
-                - s.dequantises * self.rates.dequantise_bytes(s.kind)
-                for s in self.stands
-            ],
-            dtype=float,
-        )
-
-    def cheapest_replica(self, cell: Cell, prices: Floats, limit_s: float) -> Cheapest | None:
-        """With at most `limit_s` for prefill and decode; None where no replica of the cell can."""
-        for _ in range(4):
+    def cheapest(self, cell: Cell, prices: Floats, limit_s: float) -> Cheapest:
+        """Of the replicas of `cell` that take at most `limit_s`; an infinite price where there are none."""
+        for _ in range(1 + MOST_CUTS):
             found, counts = self._solve(cell, prices, limit_s)
-            if found is None or not self._cut_at(counts):
+            if not self._cut_off(counts):
                 break
         return found
 
-    def _solve(self, cell: Cell, prices: Floats, limit_s: float) -> tuple[Cheapest | None, Floats]:
-        rates, workload = self.rates, self.rates.request.workload
+    def _solve(self, cell: Cell, prices: Floats, limit_s: float) -> tuple[Cheapest, Floats]:
+        """And the layers at each choice."""
+        nothing = NONE, np.zeros(0)
         fewest, most = cell.sequences
-        m1, m2 = cell.decode_micro_batches
-        smallest = -(-fewest // m2)
-        largest = most if m1 == 1 else -(-most // (m1 - 1)) - 1
-        nothing = None, np.zeros(rates.omega.shape[1])
-        room = self._room(smallest) if smallest <= largest else np.zeros(0)
-        if smallest > largest:
+        sizes = _decode_sizes(cell)
+        if not len(sizes):
             return nothing
-        sizes = np.arange(smallest, largest + 1)
-        rounds = np.maximum(m1, -(-fewest // sizes))
-        fills = np.arange(1, most + 1)
-        passes = -(-fewest // fills)
-        full, last = max(0, workload.new_tokens - 2), min(1, workload.new_tokens - 1)
-
-        pre, dec = rates.layer_s[Phase.PREFILL][:, :, fills], rates.layer_s[Phase.DECODE][:, :, sizes]
-        once_p, all_p = pre.min(axis=2), (pre * passes).min(axis=2)
-        once_d, all_d = dec.min(axis=2), (dec * rounds).min(axis=2)
-        ends = {}
-        for phase, span in ((Phase.PREFILL, fills), (Phase.DECODE, sizes)):
-            ends[phase] = (self.is_first[:, None] * rates.embedding_s[phase][self.kind][:, span]
-                           + self.is_last[:, None] * rates.head_s[phase][self.kind][:, span])
-        end_once_p, end_all_p = ends[Phase.PREFILL].min(axis=1), (ends[Phase.PREFILL] * passes).min(axis=1)
-        end_once_d, end_all_d = ends[Phase.DECODE].min(axis=1), (ends[Phase.DECODE] * rounds).min(axis=1)
-
-        k, c = self.kind[self.at], self.choice
-        busy, end_busy = (all_p - once_p)[k, c], end_all_p - end_once_p
-        turn, end_turn = all_d[k, c], end_all_d
-        drain = last * (1 - 1 / m1)
-        weight = full + drain
-        least_fill = self.num_layers * ((once_p + last * once_d).min())
-        slack = limit_s - least_fill
-        bytes_ = (rates.weight_bytes + fewest * rates.sequence_bytes[:, None])[k, c]
-        a1, a2 = cell.busy_s
-        d1, d2 = cell.round_s
-        if min(room.max(), slack) <= 0:
+        costs = self._costs(cell, sizes)
+        drain = self._last_rounds * (1 - 1 / cell.decode_micro_batches[0])
+        weight = self._full_rounds + drain
+        slack_s = limit_s - self._num_layers * costs.fill.min()
+        (least_busy_s, most_busy_s), (least_round_s, most_round_s) = cell.busy_s, cell.round_s
+        most_busy_s = min(most_busy_s, slack_s - weight * least_round_s)
+        if weight:
+            most_round_s = min(most_round_s, (slack_s - least_busy_s) / weight)
+        if most_busy_s < least_busy_s or most_round_s < least_round_s:
             return nothing
 
-        columns, stands = len(k), len(self.stands)
-        on = np.zeros((stands, columns))
-        on[self.at, np.arange(columns)] = 1
-
+        layers, devices = len(self._stand), len(self._stands)
+        on = (np.arange(devices)[:, None] == self._stand).astype(float)
         rows, limits = [], []
-
-        def per_device(coefficient: Floats, taken: Floats, cap: Floats | float, scale: float) -> None:
-            rows.append(np.hstack([on * coefficient, np.diag(taken - cap)]) / scale)
-            limits.append(np.zeros(stands))
-
-        per_device(bytes_, np.zeros(stands), room, float(np.abs(room).max()))
-        per_device(busy, end_busy, a2, limit_s)
-        per_device(turn, end_turn, d2, limit_s / max(1, full))
-        per_device(busy + weight * turn, end_busy + weight * end_turn, slack, limit_s)
-        for heavy in self.heavy:
-            is_heavy = np.isin(c, heavy)
-            least = [np.full(stands, np.inf) for _ in range(4)]
-            for values, best in zip((bytes_, busy, turn, busy + weight * turn), least, strict=True):
-                np.minimum.at(best, self.at[is_heavy], values[is_heavy])
-            caps = (room, a2 - end_busy, d2 - end_turn, slack - end_busy - weight * end_turn)
-            with np.errstate(divide="ignore", invalid="ignore"):
-                whole = np.min([np.where(best > 0, np.floor(cap / best * (1 + 1e-9)), self.num_layers) for cap, best in zip(caps, least, strict=True)], axis=0)
-            whole = np.clip(whole, 0, self.num_layers)
-            per_device(is_heavy.astype(float), np.zeros(stands), whole, 1.0)
-
-        fill_n, fill_m = once_p[k, c] + last * once_d[k, c], end_once_p + last * end_once_d
-        ring_n, ring_m = full * once_d[k, c], full * end_once_d
-        fill_m = fill_m + ~self.is_last * (rates.fastest_send_s(Phase.PREFILL) + last * rates.fastest_send_s(Phase.DECODE))
-        ring_m = ring_m + ~self.is_last * full * rates.fastest_send_s(Phase.DECODE)
-        one_row = [
-            (np.hstack([fill_n, fill_m]) / limit_s, (limit_s - a1 - weight * d1) / limit_s),
-            (np.hstack([fill_n + ring_n, fill_m + ring_m]) / limit_s, (limit_s - a1 - drain * d1) / limit_s),
+        whole = np.full(devices, float(self._num_layers))
+        capacities = [
+            (costs.num_bytes, np.zeros(devices), costs.room),
+            (costs.busy, costs.end_busy, np.full(devices, most_busy_s)),
+            (costs.turn, costs.end_turn, np.full(devices, most_round_s)),
+            (costs.busy + costs.turn.times(weight), costs.end_busy + weight * costs.end_turn, np.full(devices, slack_s)),
         ]
-        for v, limit in self.cuts:
-            scale = max(np.abs(v).max(), 1e-12)
-            one_row.append((np.hstack([v[c], np.zeros(stands)]) / scale, limit / scale))
-        for kind, count in enumerate(rates.counts):
-            one_row.append((np.hstack([np.zeros(columns), self.kind == kind]), count))
-        rows.append(np.array([row for row, _ in one_row]))
-        limits.append(np.array([limit for _, limit in one_row]))
-        equal = np.zeros((3, columns + stands))
-        equal[0, :columns] = 1
-        equal[1, columns:] = self.is_first
-        equal[2, columns:] = self.is_last
+        for needed, end, cap in capacities:
+            scale = max(float(np.abs(cap).max()), 1e-30)
+            rows.append(np.hstack([on * needed.per_sequence, np.diag(end - cap)]) / scale)
+            limits.append(np.zeros(devices))
+            lightest = np.where(on > 0, needed.at_least, np.inf).min(axis=1)
+            with np.errstate(divide="ignore", invalid="ignore"):
+                most_layers = np.floor((cap - end) / lightest * ROUND_UP)
+            whole = np.minimum(whole, np.where(lightest > 0, most_layers, np.inf))
+        rows.append(np.hstack([on, np.diag(-most * np.clip(whole, 0, None))]))
+        limits.append(np.zeros(devices))
+
+        fill = np.hstack([costs.fill, fewest * costs.end_fill])
+        ring = fill + np.hstack([costs.ring, fewest * costs.end_ring])
+        once = [
+            (fill / limit_s, 1 - (least_busy_s + weight * least_round_s) / limit_s),
+            (ring / limit_s, 1 - (least_busy_s + drain * least_round_s) / limit_s),
+        ]
+        for cut in self._cuts:
+            scale = max(float(np.abs(cut.prices).max()), 1e-30)
+            once.append((np.hstack([cut.prices[self._choice], np.zeros(devices)]) / scale, cut.limit / scale))
+        for kind, count in enumerate(self.rates.counts):
+            once.append((np.hstack([np.zeros(layers), fewest * (self._kind == kind)]), count))
+        for is_end in (self._is_first, self._is_last):
+            once.append((np.hstack([np.zeros(layers), fewest * is_end]), 1.0))
+            once.append((np.hstack([np.zeros(layers), -most * is_end]), -1.0))
+        rows.append(np.array([row for row, _ in once]))
+        limits.append(np.array([limit for _, limit in once]))
+        scale = most  # of devices per sequence, so that both kinds of columns are of one size
+        matrix = np.vstack(rows)
+        matrix[:, layers:] /= scale
         result = linprog(
-            np.hstack([np.zeros(columns), prices[self.kind]]),
-            csr_array(np.vstack(rows)),
+            np.hstack([np.zeros(layers), prices[self._kind]]),
+            csr_array(matrix),
             np.hstack(limits),
-            csr_array(equal),
-            np.array([self.num_layers, 1.0, 1.0]),
+            csr_array(np.hstack([np.ones(layers), np.zeros(devices)])[None]),
+            [float(self._num_layers)],
             method="highs-ds",
         )
         if result.status == INFEASIBLE:
             return nothing
         if result.status != OPTIMAL:
-            return Cheapest(0.0, np.zeros(len(rates.kinds))), nothing[1]
-        devices = np.bincount(self.kind, result.x[columns:], len(rates.kinds))
-        counts = np.bincount(c, result.x[:columns], rates.omega.shape[1])
-        return Cheapest(float(result.fun) * (1 - SAFETY), devices), counts
+            return Cheapest(0.0, np.zeros(len(prices))), np.zeros(0)
+        used = np.bincount(self._kind, result.x[layers:], len(prices)) / scale
+        counts = np.bincount(self._choice, result.x[:layers], self.rates.omega.shape[1])
+        return Cheapest(float(result.fun) / scale * (1 - SAFETY), used), counts
 
-    def _cut_at(self, counts: Floats) -> bool:
-        """Add the cut that counts of choices pass by most, if they pass Ω."""
-        limit, omega = self.rates.request.omega_limit, self.rates.omega
-        if np.isinf(limit):
-            return False
-        layers, choices = omega.shape
-        scale = omega.max() or 1.0
-        rows = np.zeros((layers * choices, choices + layers))
-        rows[np.arange(layers * choices), np.tile(np.arange(choices), layers)] = 1
-        rows[np.arange(layers * choices), choices + np.repeat(np.arange(layers), choices)] = 1
-        result = linprog(
-            -np.hstack([counts, np.ones(layers)]), csr_array(rows), omega.ravel() / scale, bounds=(-10, 10), method="highs-ds"
+    def _costs(self, cell: Cell, decode_sizes: NDArray[np.int64]) -> _Costs:
+        fewest, most = cell.sequences
+        prefill_sizes = np.arange(1, most + 1)
+        runs = {
+            Phase.PREFILL: (prefill_sizes, np.maximum(1 / prefill_sizes, 1 / most)),
+            Phase.DECODE: (decode_sizes, np.maximum(1 / decode_sizes, cell.decode_micro_batches[0] / most)),
+        }
+        column = self._kind[self._stand], self._choice
+        once, each, end_once, end_each = {}, {}, {}, {}
+        for phase, (sizes, per_sequence) in runs.items():
+            layer_s = self.rates.layer_s[phase][:, :, sizes]
+            ends_s = (
+                self._is_first[:, None] * self.rates.embedding_s[phase][self._kind][:, sizes]
+                + self._is_last[:, None] * self.rates.head_s[phase][self._kind][:, sizes]
+            )
+            once[phase], each[phase] = layer_s.min(axis=2)[column], (layer_s * per_sequence).min(axis=2)[column]
+            end_once[phase], end_each[phase] = ends_s.min(axis=1), (ends_s * per_sequence).min(axis=1)
+        sends = {phase: ~self._is_last * self._sends_s[phase] for phase in Phase}
+        prefill, decode, full, last = Phase.PREFILL, Phase.DECODE, self._full_rounds, self._last_rounds
+        weights, kv_cache = self.rates.weight_bytes[column], self.rates.sequence_bytes[column[0]]
+        fewest_rounds = np.maximum(cell.decode_micro_batches[0], -(-fewest // decode_sizes))
+        turn_s = (self.rates.layer_s[decode][:, :, decode_sizes] * fewest_rounds).min(axis=2)[column]
+        busy_s = np.maximum(0, each[prefill] - once[prefill] / fewest)
+        return _Costs(
+            busy=_Needs(busy_s, fewest * busy_s),
+            turn=_Needs(last * each[decode], last * turn_s),
+            fill=once[prefill] + last * once[decode],
+            ring=full * once[decode],
+            num_bytes=_Needs(weights / most + kv_cache, weights + fewest * kv_cache),
+            end_busy=np.maximum(0, end_each[prefill] * fewest - end_once[prefill]),
+            end_turn=last * end_each[decode] * fewest,
+            end_fill=end_once[prefill] + sends[prefill] + last * (end_once[decode] + sends[decode]),
+            end_ring=full * (end_once[decode] + sends[decode]),
+            room=self._room_bytes(int(decode_sizes[0])),
         )
-        if result.status != OPTIMAL or -result.fun * scale <= limit * (1 + WORTH_A_CUT) + 1e-12:
+
+    def _all_room_bytes(self, decode_size: int) -> Floats:
+        """Of each stand, with micro-batches of at least `decode_size`."""
+        return np.array(
+            [
+                self.rates.room_bytes(stand.kind, 1, decode_size, is_first=stand.is_first, is_last=stand.is_last)
+                - stand.dequantises * self.rates.dequantise_bytes(stand.kind)
+                for stand in self._stands
+            ],
+            dtype=float,
+        )
+
+    def _cut_off(self, counts: Floats) -> bool:
+        """Whether `counts` of choices lose more than Ω; the cut that says so is kept."""
+        limit = self.rates.request.omega_limit
+        if not len(counts) or math.isinf(limit):
             return False
-        v = result.x[:choices] * scale
-        self.cuts.append((v, limit + 1e-8 * scale - float((omega - v).min(axis=1).sum())))
+        tolerance = QUALITY_TOLERANCE * float(self.rates.omega.max())
+        cut = quality_cut(self.rates.omega, limit + tolerance, counts)
+        if cut.prices @ counts <= cut.limit + WORTH_A_CUT * limit + tolerance:
+            return False
+        self._cuts.append(cut)
         return True
+
+
+def _stands(rates: Rates, kind: int) -> list[_Stand]:
+    allowed = tuple(int(c) for c in np.flatnonzero(np.isfinite(rates.layer_s[Phase.DECODE][kind, :, 1])))
+    plain = tuple(c for c in allowed if rates.request.choices[c] == UNQUANTISED)
+    stands = [
+        _Stand(kind, allowed, is_first=True),
+        _Stand(kind, allowed, is_last=True),
+        _Stand(kind, allowed, is_first=True, is_last=True),
+        _Stand(kind, plain),
+    ]
+    if plain != allowed:
+        stands.append(_Stand(kind, allowed, dequantises=True))
+    return [stand for stand in stands if stand.choices]
+
+
+def _decode_sizes(cell: Cell) -> NDArray[np.int64]:
+    """Every size of a decode micro-batch that some replica of the cell can have."""
+    (fewest, most), (few, many) = cell.sequences, cell.decode_micro_batches
+    return np.arange(-(-fewest // many), (most if few == 1 else -(-most // (few - 1)) - 1) + 1)

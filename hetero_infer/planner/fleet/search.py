@@ -1,96 +1,100 @@
-"""`FleetSearch`: templates of replicas, chosen and planned in turn.
+"""`FleetSearch`: templates of replicas, chosen among and planned in turn.
 
-A guess says what each template serves; a mixed-integer programme chooses among all of them; what it chose is really
-planned, which corrects the guess, and it chooses again. New templates are cuts of the devices sorted by speed, even
-splits, and what comes of moving a device between replicas of the best fleet.
+A guess says how many sequences each template serves in a time; a mixed-integer programme chooses among all of them;
+what it chose is really planned, which corrects the guess, and it chooses again. Templates are even splits of all
+devices, stretches of the line of devices sorted by speed, and what comes of moving a device in the best fleet so far.
 """
 
 import itertools
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
 from hetero_infer.planner.fleet.pipelines import Pipeline, PipelineSearch
 from hetero_infer.planner.fleet.rates import Rates
-from hetero_infer.planner.fleet.templates import SHARES, Template, guess_seconds, most_sequences
+from hetero_infer.planner.fleet.templates import Template, guess_seconds, most_sequences
 from hetero_infer.spec.workload import Phase
 
-Devices = tuple[int, ...]
-CUTS = 16  # of the line of devices
-BISECTIONS = 9
-CLOSE = 3e-3  # seconds that a choice promised and its plans keep
-OPTIMISM = 0.97
+Devices = tuple[int, ...]  # of each kind
+SHARES = 10  # at which a template's seconds are guessed
+LINE_CUTS = 16  # of the line of devices
+MOST_COPIES = 8  # that a stretch of it is parted into
+BISECTIONS = 12
+CLOSE = 1e-3  # of the seconds: bisected no further, and no improvement
+OPTIMISM = 0.97  # of a guess, so that new templates get a chance
+MOST_FAILURES = 4  # rounds without improvement
 
 
 class FleetSearch:
-    """`best` are the pipelines of the fastest fleet so far, `best_s` the seconds of its slowest replica."""
-
     def __init__(self, rates: Rates, replicas: int | None, deadline_s: float) -> None:
-        self.rates, self.replicas, self.deadline_s = rates, replicas, deadline_s
-        self.counts: Devices = tuple(int(count) for count in rates.counts)
-        self.batch_size = rates.request.workload.batch_size
-        self.best: tuple[Pipeline, ...] = ()
-        self.best_s = math.inf
+        """`deadline_s` is on the monotonic clock; None leaves the number of replicas open."""
+        self._rates, self._replicas, self._deadline_s = rates, replicas, deadline_s
+        self._counts: Devices = tuple(len(devices) for devices in rates.kinds)
+        self._batch_size = rates.request.workload.batch_size
         self._pipelines = PipelineSearch(rates)
         self._templates: dict[Devices, Template] = {}
         self._correction = 1.0
-        self._best_templates: list[Devices] = []
+        self._best: list[tuple[Template, Pipeline]] = []
 
-    def run(self) -> None:
-        """Until the deadline, or until nothing new helps."""
+    def best(self) -> list[Pipeline]:
+        """The pipelines of the fastest fleet, until the deadline or until nothing new helps; empty if there is none."""
         self._add(itertools.chain(self._even_splits(), self._stretches()))
         failures = 0
-        while time.monotonic() < self.deadline_s and failures < 4:
-            before_s = self.best_s
+        while failures < MOST_FAILURES:
+            before_s = self._best_s
             self._choose_and_plan()
-            if self.best_s >= before_s * (1 - 1e-4):
-                failures += 1
+            if time.monotonic() > self._deadline_s:
+                break
+            failures = 0 if self._best_s < before_s * (1 - CLOSE) else failures + 1
+            if failures:
                 self._add(self._neighbours())
-            else:
-                failures = 0
+        return [pipeline for _, pipeline in self._best]
+
+    @property
+    def _best_s(self) -> float:
+        return max((pipeline.seconds for _, pipeline in self._best), default=math.inf)
 
     def _choose_and_plan(self) -> None:
-        templates = list(self._templates.values())
-        chosen, limit_s = self._fastest_choice(templates)
-        if not chosen:
-            return
-        replicas = [(templates[t], share) for t, (copies, share) in chosen.items() for _ in range(copies)]
-        surplus = sum(share for _, share in replicas) - self.batch_size
-        fair = self.batch_size / (self.batch_size + surplus)
-        shares = [int(share * fair) for _, share in replicas]
-        for i in range(self.batch_size - sum(shares)):
-            shares[i % len(shares)] += 1
-        found = []
-        for (template, _), share in zip(replicas, shares, strict=True):
-            if share and share not in template.found:
+        replicas = self._fastest_choice()
+        found: list[tuple[Template, Pipeline]] = []
+        for template, share in replicas:
+            if share not in template.found:
                 template.found[share] = self._pipelines.best(template.devices, share)
-            found.append(template.found.get(share))
+            if pipeline := template.found[share]:
+                found.append((template, pipeline))
         self._correct()
-        if all(found):
-            seconds = max(pipeline.seconds for pipeline in found if pipeline)
-            if seconds < self.best_s:
-                self.best, self.best_s = tuple(p for p in found if p), seconds
-                self._best_templates = [template.devices for template, _ in replicas]
+        if len(found) == len(replicas) and found:
+            if max(pipeline.seconds for _, pipeline in found) < self._best_s:
+                self._best = found
 
-    def _fastest_choice(self, templates: list[Template]) -> tuple[dict[int, tuple[int, int]], float]:
-        """By bisection of the time within which the batch can be served."""
-        low, high = 0.0, self.best_s * 1.02 if self.best else 2.0 * max(t.guess_s[np.isfinite(t.guess_s)].max(initial=0) for t in templates)
-        best: dict[int, tuple[int, int]] = {}
-        for _ in range(BISECTIONS + (0 if self.best else 6)):
-            middle = (low + high) / 2 if low or not self.best else 0.9 * high
-            chosen = most_sequences(templates, self.counts, middle, self.replicas, self._correction)
-            if sum(copies * share for copies, share in chosen.values()) >= self.batch_size:
-                best, high = chosen, middle
+    def _fastest_choice(self) -> list[tuple[Template, int]]:
+        """Templates and shares that serve the batch soonest, as far as is known: by bisection of the time."""
+        templates = list(self._templates.values())
+        low_s, high_s = 0.0, self._best_s * (1 + CLOSE)
+        if not self._best:
+            high_s = 2 * max((t.guess_s[np.isfinite(t.guess_s)].max() for t in templates), default=0.0)
+        best: list[tuple[Template, int]] = []
+        for _ in range(BISECTIONS):
+            middle_s = (low_s + high_s) / 2 if low_s or not self._best else 0.9 * high_s
+            chosen = most_sequences(templates, self._counts, middle_s, self._replicas, self._correction)
+            if sum(share for _, share in chosen) >= self._batch_size:
+                best, high_s = chosen, middle_s
             else:
-                low = middle
-            if high - low < 1e-3 * high:
+                low_s = middle_s
+            if high_s - low_s < CLOSE * high_s:
                 break
-        return best, high
+        return self._without_surplus(best)
+
+    def _without_surplus(self, replicas: list[tuple[Template, int]]) -> list[tuple[Template, int]]:
+        """Shares in proportion, whole, and of the batch's size together; a replica that is left with none goes."""
+        total = sum(share for _, share in replicas)
+        stops = [round(stop * self._batch_size / total) for stop in itertools.accumulate(share for _, share in replicas)]
+        shares = [stop - start for start, stop in itertools.pairwise([0, *stops])]
+        return [(template, share) for (template, _), share in zip(replicas, shares, strict=True) if share]
 
     def _correct(self) -> None:
-        """Guesses by how far the others were off; a little less, so that what is new gets a chance."""
         ratios = [
             pipeline.seconds / np.interp(share, template.shares, template.guess_s)
             for template in self._templates.values()
@@ -100,45 +104,35 @@ class FleetSearch:
         if ratios:
             self._correction = float(np.quantile(ratios, 0.25)) * OPTIMISM
 
-    def _add(self, ideas: Iterator[Devices]) -> None:
-        shares = np.unique(np.geomspace(1, self.batch_size, SHARES).round())
+    def _add(self, ideas: Iterable[Devices]) -> None:
+        shares = np.unique(np.geomspace(1, self._batch_size, SHARES).round())
         for devices in ideas:
-            if devices not in self._templates and 0 < sum(devices) <= len(self.rates.omega):
-                guess_s = guess_seconds(self.rates, devices, shares)
+            if devices not in self._templates and 0 < sum(devices) <= len(self._rates.omega):
+                guess_s = guess_seconds(self._rates, devices, shares)
                 if np.isfinite(guess_s).any():
                     self._templates[devices] = Template(devices, shares, guess_s)
 
     def _even_splits(self) -> Iterator[Devices]:
-        most = self.replicas or sum(self.counts)
-        for replicas in range(self.replicas or 1, most + 1):
-            low = tuple(count // replicas for count in self.counts)
-            left = [count % replicas for count in self.counts]
-            yield low
-            for devices in set(itertools.product(*({0, min(1, rest)} for rest in left))):
-                yield tuple(a + b for a, b in zip(low, devices, strict=True))
+        for replicas in range(1, sum(self._counts) + 1) if self._replicas is None else (self._replicas,):
+            each = [(count // replicas, -(-count // replicas)) for count in self._counts]
+            yield from itertools.product(*({low, high} for low, high in each))
 
     def _stretches(self) -> Iterator[Devices]:
         """Of the line of all devices, sorted by speed, and even parts of a stretch."""
-        decode_s = self.rates.layer_s[Phase.DECODE][:, :, 1].min(axis=1)
-        line = [kind for kind in np.argsort(decode_s) for _ in range(self.counts[kind])]
-        ends = sorted({round(i * len(line) / CUTS) for i in range(CUTS + 1)} | set(np.flatnonzero(np.diff(line)) + 1))
-        for start, stop in itertools.combinations(ends, 2):
-            devices = np.bincount(line[start:stop], minlength=len(self.counts))
-            for copies in range(1, 9):
+        decode_s = self._rates.layer_s[Phase.DECODE][:, :, 1].min(axis=1)
+        line = [int(kind) for kind in np.argsort(decode_s) for _ in range(self._counts[kind])]
+        ends = {round(cut * len(line) / LINE_CUTS) for cut in range(LINE_CUTS + 1)}
+        ends |= {stop for stop in range(1, len(line)) if line[stop - 1] != line[stop]}
+        for start, stop in itertools.combinations(sorted(ends), 2):
+            devices = np.bincount(line[start:stop], minlength=len(self._counts))
+            for copies in range(1, MOST_COPIES + 1):
                 yield tuple(int(count) for count in devices // copies)
 
     def _neighbours(self) -> Iterator[Devices]:
-        """A device or two moved to or from each replica of the best fleet."""
-        for devices in set(self._best_templates):
-            for steps in (1, 2):
-                for kind in range(len(devices)):
-                    for step in (-steps, steps):
-                        moved = devices[kind] + step
-                        if 0 <= moved <= self.counts[kind]:
-                            yield (*devices[:kind], moved, *devices[kind + 1 :])
-            for out, into in itertools.permutations(range(len(devices)), 2):
-                if devices[out] and devices[into] < self.counts[into]:
-                    swapped = list(devices)
-                    swapped[out] -= 1
-                    swapped[into] += 1
-                    yield tuple(swapped)
+        """One device more, less or another in a replica of the best fleet."""
+        kinds = range(len(self._counts))
+        for template, _ in self._best:
+            for less, more in itertools.product((*kinds, None), repeat=2):
+                moved = [count - (k == less) + (k == more) for k, count in enumerate(template.devices)]
+                if all(0 <= count <= most for count, most in zip(moved, self._counts, strict=True)):
+                    yield tuple(moved)

@@ -5,7 +5,7 @@ serve most sequences within a time, by a mixed-integer programme (Pyomo, HiGHS) 
 devices are one count.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +18,6 @@ from hetero_infer.planner.fleet.rates import Floats, Rates
 from hetero_infer.spec.workload import Phase
 
 MIP_GAP = 2e-3
-SHARES = 10  # at which the guess is worked out
 
 
 @dataclass
@@ -77,11 +76,11 @@ def guess_seconds(rates: Rates, devices: tuple[int, ...], shares: Floats) -> Flo
 
 def most_sequences(
     templates: Sequence[Template], counts: Sequence[float], limit_s: float, replicas: int | None, correction: float
-) -> dict[int, tuple[int, int]]:
-    """Copies and share by position in `templates`: together they serve most sequences within `limit_s`."""
+) -> list[tuple[Template, int]]:
+    """The replicas that together serve most sequences within `limit_s`, and the share of each."""
     shares = {t: share for t, template in enumerate(templates) if (share := template.share_within(limit_s, correction))}
     if not shares:
-        return {}
+        return []
     m = pyo.ConcreteModel()
     m.templates = pyo.Set(initialize=list(shares))
     m.kinds = pyo.RangeSet(0, len(counts) - 1)
@@ -98,6 +97,6 @@ def most_sequences(
         m, rel_gap=MIP_GAP, threads=1, time_limit=5, raise_exception_on_nonoptimal_result=False, load_solutions=False
     )
     if results.incumbent_objective is None:
-        return {}
+        return []
     results.solution_loader.load_vars()
-    return {t: (round(m.copies[t].value), shares[t]) for t in m.templates if m.copies[t].value > 0.5}
+    return [(templates[t], shares[t]) for t in m.templates for _ in range(round(m.copies[t].value))]
