@@ -1,8 +1,8 @@
 """A good pipeline of given devices for a share of the batch, in well under a second: the fleet planner's oracle.
 
-For micro-batch sizes and limits on the slowest stage of each phase, every device picks a pattern (so many layers at
-each choice), and a dynamic programme over the number of layers finds the patterns of least seconds and quality loss
-together, at a price for the loss. The limits, the price and the sizes are searched over. No proof comes with it.
+For micro-batch sizes and caps on the slowest stage of each phase, every device picks a pattern, and a dynamic programme
+over the layers finds the patterns of least seconds once round the ring and least quality loss together, at a price for
+the loss. Caps, price and sizes are searched over. No proof comes with it.
 """
 
 import itertools
@@ -10,23 +10,27 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hetero_infer.cost.comm import activation_message_bytes, token_message_bytes
 from hetero_infer.cost.timeline import PhaseCosts, decode_seconds, prefill_seconds
+from hetero_infer.planner.fleet.patterns import PatternBook, Sizes, Table
 from hetero_infer.planner.fleet.quality import least_omega_choices
 from hetero_infer.planner.fleet.rates import Floats, Rates
 from hetero_infer.spec.plan import num_micro_batches
 from hetero_infer.spec.workload import Phase
 
-STEPS = (0.75, 0.92, 0.975)  # by which a limit on the slowest stage shrinks
-PRICE_STEPS = 2
+CAP_STEPS = (0.75, 0.92, 0.975)  # by which a cap shrinks
+SLACK = (1.0, 1.02, 1.06, 1.15, math.inf)  # of caps, until the exact loss finds a plan within them
+SIZE_FACTORS = (2.0, 1.3)
 FIRST_PRICE, MOST_PRICE, BRACKET = 1.0, 1e9, 2.0  # seconds for a unit of ω
-ATTEMPTS = 4  # at a plan within Ω: what a pattern loses is only estimated before it has its layers
-LEVELS = 8
-SPREAD = 0.5  # of what a layer's quality is worth, between alike devices: or all would change their choice at once
-Sizes = tuple[int, int]  # prefill, decode
+PRICE_STEPS = 2
+LEVELS, SPREAD = 8, 0.5  # alike devices value quality a little differently: or all would change their choice at once
+FEW_LAYERS = 8  # the exact loss from the start
+SAME = 1 + 1e-12
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Pipeline:
-    """`seconds` is its closed form for `share` sequences; `spare` the part of Ω that is not used."""
+    """`seconds` is its closed form for `share` sequences, with the default link between any two devices."""
 
     share: int
     sizes: Sizes
@@ -47,280 +51,211 @@ class Pipeline:
     seconds: float
 
 
-@dataclass(frozen=True)
-class _Patterns:
-    """Of one device: `counts` [patterns, choices] by number of layers; `starts` where each number begins."""
+class _Pick(NamedTuple):
+    """A device's pattern, by its row, from layer `first` on."""
 
-    counts: Floats
-    starts: Floats
-    needs_bytes: Floats
-    loss: Floats
-    kind: int
-    is_first: bool
-    is_last: bool
+    table: Table
+    row: int
+    first: int
+
+    @property
+    def seconds(self) -> tuple[float, float]:
+        return self.table.prefill_s[self.row], self.table.decode_s[self.row]
+
+    @property
+    def exact_loss(self) -> float:
+        return float(self.table.patterns.exact_loss[self.first, self.row])
+
+    @property
+    def expected_loss(self) -> float:
+        return float(self.table.patterns.expected_loss[self.row])
 
 
-@dataclass(frozen=True)
-class _Table:
-    """The patterns that fit for given sizes: seconds of one micro-batch in both phases."""
-
-    patterns: _Patterns
-    prefill_s: Floats
-    decode_s: Floats
-    fits: Floats
+_Picks = list[_Pick]  # empty where there is no plan
+_Caps = tuple[float, float]  # seconds of the slowest stage in prefill and in decode
 
 
 class PipelineSearch:
     def __init__(self, rates: Rates) -> None:
-        self.rates = rates
-        self.num_layers = len(rates.omega)
-        self._mildest_first = rates.omega[np.argsort(rates.omega.sum(axis=1), kind="stable")]
+        self._rates = rates
+        self._num_layers = len(rates.omega)
+        self._limit = rates.request.omega_limit
+        self._rounds = rates.request.workload.new_tokens - 1
         self._price = FIRST_PRICE
-        self._patterns = cache(self._all_patterns)
-        self._window = cache(self._all_windows)
-        self.best = cache(self._best)
+        self._book = PatternBook(rates)
+        self._windows = cache(self._all_windows)
 
-    # -- sizes -----------------------------------------------------------------------------------------------------
-
-    def _best(self, devices: tuple[int, ...], share: int) -> Pipeline | None:
+    def best(self, devices: tuple[int, ...], share: int) -> Pipeline | None:
         """With `devices[kind]` of each kind, some of which it may leave out; None where it finds nothing."""
-        found: dict[Sizes, Pipeline | None] = {}
+        found: dict[Sizes, _Picks] = {}
 
-        def at(sizes: Sizes) -> float:
+        def at(numbers: tuple[int, int]) -> float:
+            """Sequences of a prefill micro-batch, and decode micro-batches."""
+            sizes = min(numbers[0], share), -(-share // min(numbers[1], share))
             if sizes not in found:
                 found[sizes] = self._at_sizes(devices, share, sizes)
-            pipeline = found[sizes]
-            return pipeline.seconds if pipeline else math.inf
+            return self._seconds(found[sizes], share, sizes)
 
-        def sizes_of(fill: int, micro_batches: int) -> Sizes:
-            return min(fill, share), -(-share // min(micro_batches, share))
-
-        start = [1, max(1, sum(devices) // 3)]
-        best = at(sizes_of(*start))
-        for factor in (2.0, 1.3):
-            improved = True
-            while improved:
-                improved = False
-                for position, up in itertools.product((1, 0), (True, False)):
-                    trial = list(start)
-                    now = trial[position]
-                    trial[position] = max(now + 1, round(now * factor)) if up else max(1, min(now - 1, round(now / factor)))
-                    if trial != start and (seconds := at(sizes_of(*trial))) < best * (1 - 1e-4):
-                        start, best, improved = trial, seconds, True
-        return min((p for p in found.values() if p), key=lambda p: p.seconds, default=None)
-
-    # -- one pair of sizes -----------------------------------------------------------------------------------------
-
-    def _at_sizes(self, devices: tuple[int, ...], share: int, sizes: Sizes) -> Pipeline | None:
-        tables = self._tables(devices, share, sizes)
-        if tables is None:
-            return None
-        omega_limit = limit = self.rates.request.omega_limit
-        for _ in range(ATTEMPTS):
-            picked = self._search_limits(tables, share, sizes, limit)
-            if picked is None:
-                return None
-            pipeline, omega = self._realise(picked, share, sizes)
-            if omega <= omega_limit:
-                return pipeline
-            limit -= 1.1 * (omega - omega_limit)
+        now = 1, max(1, sum(devices) // 3)
+        best_s = at(now)
+        for factor in SIZE_FACTORS:
+            while True:
+                prefill, decode = now
+                trials = [(prefill, n) for n in _beside(decode, factor)] + [(n, decode) for n in _beside(prefill, factor)]
+                better = next((trial for trial in trials if at(trial) < best_s), None)
+                if better is None:
+                    break
+                now, best_s = better, at(better)
+        by_seconds = sorted(found, key=lambda sizes: self._seconds(found[sizes], share, sizes))
+        for sizes in by_seconds[:2]:
+            if picks := self._exactly(found[sizes], devices, share, sizes):
+                return self._pipeline(picks, share, sizes)
         return None
 
-    def _search_limits(self, tables: list[_Table], share: int, sizes: Sizes, limit: float) -> list[tuple[_Table, int]] | None:
-        """Shrink the limits on the slowest stages in turn, as long as it helps."""
-        def at(caps: tuple[float, float]) -> tuple[float, list[tuple[_Table, int]] | None]:
-            picked = self._within_quality(tables, caps, limit)
-            return (self._seconds(picked, share, sizes), picked) if picked else (math.inf, None)
-
-        best_s, best = at((math.inf, math.inf))
-        if best is None:
-            return None
-        for step in STEPS:
-            for phase in (1, 0):
-                while True:
-                    slowest = (max(t.prefill_s[row] for t, row in best), max(t.decode_s[row] for t, row in best))
-                    caps = (slowest[0] * step, slowest[1] * (1 + 1e-12)) if phase == 0 else (slowest[0] * (1 + 1e-12), slowest[1] * step)
-                    seconds, picked = at(caps)
-                    if picked is None or seconds >= best_s:
-                        break
-                    best_s, best = seconds, picked
+    def _at_sizes(self, devices: tuple[int, ...], share: int, sizes: Sizes) -> _Picks:
+        """Shrink the caps in turn, as long as it helps."""
+        tables = self._book.tables(devices, share, sizes)
+        is_exact = self._num_layers <= FEW_LAYERS
+        best = self._within_quality(tables, (math.inf, math.inf), is_exact=is_exact) if tables else []
+        if not best:
+            return []
+        best_s = self._seconds(best, share, sizes)
+        for step, phase in itertools.product(CAP_STEPS, (1, 0)):
+            while True:
+                caps = [cap * SAME for cap in _slowest(best)]
+                caps[phase] *= step
+                picks = self._within_quality(tables, (caps[0], caps[1]), is_exact=is_exact)
+                seconds = self._seconds(picks, share, sizes)
+                if seconds >= best_s:
+                    break
+                best, best_s = picks, seconds
         return best
 
-    def _within_quality(self, tables: list[_Table], caps: tuple[float, float], limit: float) -> list[tuple[_Table, int]] | None:
-        """The least seconds once round the ring with a loss of at most `limit`, by bisection of its price."""
+    def _exactly(self, picks: _Picks, devices: tuple[int, ...], share: int, sizes: Sizes) -> _Picks:
+        """The same caps with the quality that the layers really lose."""
+        if not picks or self._num_layers <= FEW_LAYERS:
+            return picks
+        tables = self._book.tables(devices, share, sizes)
+        prefill_s, decode_s = _slowest(picks)
+        for slack in SLACK:
+            if exact := self._within_quality(tables, (prefill_s * SAME * slack, decode_s * SAME * slack), is_exact=True):
+                return exact
+        return []
 
-        def at(value: float) -> tuple[float, list[tuple[_Table, int]] | None]:
-            picked = self._least(tables, caps, value)
-            return (sum(t.patterns.loss[row] for t, row in picked), picked) if picked else (math.inf, None)
+    def _within_quality(self, tables: list[Table], caps: _Caps, *, is_exact: bool) -> _Picks:
+        """The least seconds once round the ring with a loss of at most Ω, by bisection of its price."""
 
-        low, high, best = 0.0, self._price, None
-        loss, picked = at(high)
-        if picked is None:
-            return None
-        if loss <= limit:
-            best = picked
-            low = high / BRACKET
-            if (milder := at(low)) and milder[0] <= limit:
-                low, high, best = 0.0, low, milder[1]
-        elif at(MOST_PRICE)[0] > limit:
-            return None
-        while best is None:
-            low, high = high, high * BRACKET
-            loss, picked = at(high)
-            if loss <= limit:
-                best = picked
-        if low == 0.0 and (free := at(0.0))[0] <= limit:
-            return free[1]
+        def at(price: float) -> _Picks:
+            picks = self._least(tables, caps, price, is_exact)
+            loss = sum(pick.exact_loss if is_exact else pick.expected_loss for pick in picks)
+            return picks if loss <= self._limit else []
+
+        if math.isinf(self._limit):
+            return at(0.0)
+        low, high = self._price / BRACKET, self._price
+        best = at(high)
+        if best:
+            while low > FIRST_PRICE and (milder := at(low)):
+                best, low, high = milder, low / BRACKET, low
+        elif not (best := at(MOST_PRICE)):
+            return []
+        else:
+            while not (picks := at(high)):
+                low, high = high, high * BRACKET
+            best = picks
+        if low <= FIRST_PRICE and (free := at(0.0)):
+            return free
         for _ in range(PRICE_STEPS):
-            middle = math.sqrt(low * high) if low else high / BRACKET
-            loss, picked = at(middle)
-            if loss <= limit:
-                high, best = middle, picked
+            middle = math.sqrt(low * high)
+            if picks := at(middle):
+                best, high = picks, middle
             else:
                 low = middle
         self._price = high
         return best
 
-    def _least(self, tables: list[_Table], caps: tuple[float, float], price: float) -> list[tuple[_Table, int]] | None:
+    def _least(self, tables: list[Table], caps: _Caps, price: float, is_exact: bool) -> _Picks:
         """A pattern for every device, so that all layers stand somewhere, at the least cost."""
-        rounds = self.rates.request.workload.new_tokens - 1
         ring: dict[int, Floats] = {}
-        costs = []
-        total = np.full(self.num_layers + 1, np.inf)
-        total[0] = 0.0
-        picks = []
+        by_price: dict[tuple[int, float], Floats] = {}
+        least = np.full(self._num_layers + 1, np.inf)  # by the number of layers that stand
+        least[0] = 0.0
+        numbers, costs = [], []
         for place, table in enumerate(tables):
+            patterns = table.patterns
             if id(table) not in ring:
                 allowed = table.fits & (table.prefill_s <= caps[0]) & (table.decode_s <= caps[1])
-                ring[id(table)] = np.where(allowed, table.prefill_s + rounds * table.decode_s, np.inf)
-            level = 1 + SPREAD * (place * LEVELS % (LEVELS + 1) / LEVELS - 0.5) if price else 1
-            cost = ring[id(table)] + price * level * table.patterns.loss
-            by_count = np.minimum.reduceat(cost, table.patterns.starts)
-            padded = np.concatenate([np.full(len(by_count) - 1, np.inf), total])
-            sums = padded[self._window(len(by_count))] + by_count
-            pick = sums.argmin(axis=1)
-            total = sums[np.arange(len(pick)), pick]
-            picks.append(pick)
+                ring[id(table)] = np.where(allowed, table.prefill_s + self._rounds * table.decode_s, np.inf)
+            level = 1.0 if is_exact else 1 + SPREAD * (place % LEVELS / LEVELS - 0.5)
+            if (id(table), level) not in by_price:
+                loss = patterns.exact_loss if is_exact else patterns.expected_loss
+                by_price[id(table), level] = ring[id(table)] + price * level * loss
+            cost = by_price[id(table), level]
+            of_number = np.minimum.reduceat(cost, patterns.starts, axis=-1)
+            window = self._windows(len(patterns.starts))
+            before = np.concatenate([np.full(len(patterns.starts) - 1, np.inf), least])[window]
+            if is_exact:
+                first = np.maximum(window - (len(patterns.starts) - 1), 0)
+                sums = before + of_number[first, np.arange(len(patterns.starts))]
+            else:
+                sums = before + of_number
+            number = sums.argmin(axis=1)
+            least = sums[np.arange(len(number)), number]
+            numbers.append(number)
             costs.append(cost)
-        if not math.isfinite(total[-1]):
-            return None
-        left, chosen = self.num_layers, []
-        for table, pick, cost in zip(reversed(tables), reversed(picks), reversed(costs), strict=True):
-            count = int(pick[left])
-            left -= count
-            starts = table.patterns.starts
-            stop = starts[count + 1] if count + 1 < len(starts) else len(cost)
-            if count or table.patterns.is_first or table.patterns.is_last:
-                chosen.append((table, int(starts[count] + np.argmin(cost[starts[count] : stop]))))
-        return chosen[::-1]
+        if not math.isfinite(least[-1]):
+            return []
+        stop, picks = self._num_layers, []
+        for table, number, cost in zip(reversed(tables), reversed(numbers), reversed(costs), strict=True):
+            layers = int(number[stop])
+            stop -= layers
+            starts = [*table.patterns.starts, len(table.patterns.counts)]
+            of_rows = cost[stop] if is_exact else cost
+            if layers:
+                row = starts[layers] + int(np.argmin(of_rows[starts[layers] : starts[layers + 1]]))
+                picks.append(_Pick(table, row, stop))
+        return picks[::-1]
 
-    # -- patterns --------------------------------------------------------------------------------------------------
+    def _all_windows(self, length: int) -> NDArray[np.int64]:
+        """[layers that stand, layers of the next device]: where to read the layers before, behind `length - 1` more."""
+        return np.arange(self._num_layers + 1)[:, None] + np.arange(length)[::-1]
 
-    def _tables(self, devices: tuple[int, ...], share: int, sizes: Sizes) -> list[_Table] | None:
-        """One for each device, in the order of stages: the first kind of all has the embedding, the last the head."""
-        left = list(devices)
-        roomy = sorted((k for k, n in enumerate(devices) if n), key=lambda k: -self.rates.kinds[k][0].memory_bytes)
-        if sum(devices) == 1:
-            ends = [(roomy[0], True, True)]
-        else:
-            first = roomy[0]
-            left[first] -= 1
-            last = next(k for k in roomy if left[k])
-            left[first] += 1
-            ends = [(first, True, False), (last, False, True)]
-        for kind, _, _ in ends:
-            left[kind] -= 1
-        stands = [ends[0], *((k, False, False) for k, n in enumerate(left) for _ in range(n)), *ends[1:]]
-        made = {stand: self._table(self._patterns(*stand, share), sizes) for stand in set(stands)}
-        return [made[stand] for stand in stands] if all(made.values()) else None
-
-    def _table(self, patterns: _Patterns, sizes: Sizes) -> _Table | None:
-        rates, kind = self.rates, patterns.kind
-        room = rates.room_bytes(kind, *sizes, is_first=patterns.is_first, is_last=patterns.is_last)
-        fits = patterns.needs_bytes <= room
-        if not fits.any() or room < 0:
-            return None
-        seconds = []
-        for phase, size in zip(Phase, sizes, strict=True):
-            layer_s = np.where(np.isfinite(rates.layer_s[phase][kind, :, size]), rates.layer_s[phase][kind, :, size], 0.0)
-            ends_s = patterns.is_first * rates.embedding_s[phase][kind, size] + patterns.is_last * rates.head_s[phase][kind, size]
-            seconds.append(patterns.counts @ layer_s + ends_s)
-        return _Table(patterns, *seconds, fits)
-
-    def _all_patterns(self, kind: int, is_first: bool, is_last: bool, share: int) -> _Patterns:
-        """Those of two neighbouring choices that fit with the smallest micro-batches."""
-        rates = self.rates
-        needs = rates.weight_bytes[kind] + share * rates.sequence_bytes[kind]
-        room = rates.room_bytes(kind, 1, 1, is_first=is_first, is_last=is_last)
-        allowed = np.flatnonzero(np.isfinite(rates.layer_s[Phase.DECODE][kind, :, 1]))
-        most = {c: int(min(self.num_layers, max(0, room // needs[c]))) for c in allowed}
-        rows = {(0,) * len(needs)}
-        by_weight = sorted(allowed, key=lambda c: needs[c])
-        for one, other in itertools.pairwise([*by_weight, by_weight[-1]]):
-            for n in range(most[one] + 1):
-                rest = 0 if one == other else int(min(self.num_layers - n, (room - n * needs[one]) // needs[other]))
-                for m in range(rest + 1):
-                    row = [0] * len(needs)
-                    row[one] += n
-                    row[other] += m
-                    rows.add(tuple(row))
-        counts = np.array(sorted(rows, key=lambda row: (sum(row), row)))
-        quantised = np.array([choice.is_quantised for choice in rates.request.choices])
-        buffer = rates.dequantise_bytes(kind) * (counts[:, quantised].sum(axis=1) > 0)
-        sums = counts.sum(axis=1)
-        keep = (sums > 0) if is_first or is_last else np.full(len(sums), True)
-        needed = np.where(keep, counts @ needs + buffer, np.inf)
-        starts = np.searchsorted(sums, np.arange(sums[-1] + 1))
-        return _Patterns(counts, starts, needed, self._expected_loss(counts, sums), kind, is_first, is_last)
-
-    def _expected_loss(self, counts: Floats, sums: Floats) -> Floats:
-        """Of each pattern on layers that are as mixed as those of the model: the mildest take the fewest bits."""
-        order = np.argsort(-self.rates.omega.sum(axis=0))
-        loss = np.zeros(len(counts))
-        for total in range(1, int(sums.max()) + 1):
-            layers = self._mildest_first[((np.arange(total) + 0.5) * self.num_layers / total).astype(int)]
-            running = np.vstack([np.zeros(layers.shape[1]), layers.cumsum(axis=0)])
-            rows = sums == total
-            stops = counts[rows][:, order].cumsum(axis=1)
-            begins = np.hstack([np.zeros((len(stops), 1), dtype=int), stops[:, :-1]])
-            loss[rows] = (running[stops, order] - running[begins, order]).sum(axis=1)
-        return loss
-
-    def _all_windows(self, length: int) -> Floats:
-        return np.arange(self.num_layers + 1)[:, None] + np.arange(length)[::-1]
-
-    # -- what was picked -------------------------------------------------------------------------------------------
-
-    def _seconds(self, picked: Sequence[tuple[_Table, int]], share: int, sizes: Sizes) -> float:
-        """The closed form, with the default link between any two devices."""
-        costs = [
+    def _seconds(self, picks: _Picks, share: int, sizes: Sizes) -> float:
+        if not picks:
+            return math.inf
+        prefill, decode = (
             PhaseCosts(
-                [(table.prefill_s, table.decode_s)[phase is Phase.DECODE][row] for table, row in picked],
-                [self._send_s(phase, size)] * (len(picked) - 1),
-                self._return_s(size) if len(picked) > 1 else 0.0,
+                [pick.seconds[position] for pick in picks],
+                [self._send_s(phase, size)] * (len(picks) - 1),
+                self._return_s(size) if len(picks) > 1 else 0.0,
                 num_micro_batches(share, size),
             )
-            for phase, size in zip(Phase, sizes, strict=True)
-        ]
-        return float(prefill_seconds(costs[0]) + decode_seconds(costs[1], self.rates.request.workload.new_tokens))
+            for position, (phase, size) in enumerate(zip(Phase, sizes, strict=True))
+        )
+        return float(prefill_seconds(prefill) + decode_seconds(decode, self._rounds + 1))
 
     def _send_s(self, phase: Phase, size: int) -> float:
-        request, element_bytes = self.rates.request, self.rates.kinds[0][0].element_bytes
+        request, element_bytes = self._rates.request, self._rates.kinds[0][0].element_bytes
         tokens = size * (request.workload.prompt_tokens if phase is Phase.PREFILL else 1)
         num_bytes = activation_message_bytes(phase, size, tokens, request.model.hidden_size, element_bytes)
         return request.cluster.default_link.seconds(num_bytes)
 
     def _return_s(self, size: int) -> float:
-        return self.rates.request.cluster.default_link.seconds(token_message_bytes(size))
+        return self._rates.request.cluster.default_link.seconds(token_message_bytes(size))
 
-    def _realise(self, picked: Sequence[tuple[_Table, int]], share: int, sizes: Sizes) -> tuple[Pipeline, float]:
-        """With a choice for each layer, and its Σω."""
-        stages, omega, first = [], 0.0, 0
-        for table, row in picked:
-            counts = [int(count) for count in table.patterns.counts[row]]
-            rows = self.rates.omega[first : first + sum(counts)]
-            choices = least_omega_choices(rows, counts)
-            omega += float(rows[np.arange(len(choices)), choices].sum())
-            stages.append(Stage(table.patterns.kind, tuple(choices)))
-            first += len(choices)
-        return Pipeline(share, sizes, tuple(stages), self._seconds(picked, share, sizes)), omega
+    def _pipeline(self, picks: _Picks, share: int, sizes: Sizes) -> Pipeline:
+        """With a choice for each layer."""
+        stages = []
+        for pick in picks:
+            counts = [int(count) for count in pick.table.patterns.counts[pick.row]]
+            rows = self._rates.omega[pick.first : pick.first + sum(counts)]
+            stages.append(Stage(pick.table.kind, tuple(least_omega_choices(rows, counts))))
+        return Pipeline(share, sizes, tuple(stages), self._seconds(picks, share, sizes))
+
+
+def _slowest(picks: Sequence[_Pick]) -> _Caps:
+    return max(pick.seconds[0] for pick in picks), max(pick.seconds[1] for pick in picks)
+
+
+def _beside(number: int, factor: float) -> tuple[int, int]:
+    return max(number + 1, round(number * factor)), max(1, min(number - 1, round(number / factor)))

@@ -4,16 +4,19 @@ For any prices v, counts n of choices over all layers have a least Σω of at le
 linear-programming duality of the transport of choices to layers, so the best v make it an equality.
 """
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment, linprog
+from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
-from hetero_infer.planner.fleet.rates import Floats
 
+Floats = NDArray[np.float64]
 OPTIMAL = 0  # of linprog
 MOST_PRICE = 10.0  # of the largest ω
+PRICE_GROWTH, PRICE_STEPS = 1.1, 300
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,17 @@ def quality_cut(omega: Floats, omega_limit: float, counts: Floats) -> QualityCut
     )
     prices = result.x[:choices] * scale if result.status == OPTIMAL else np.zeros(choices)
     return QualityCut(prices, omega_limit - float((omega - prices).min(axis=1).sum()))
+
+
+def lightest_mix(omega: Floats, omega_limit: float, num_bytes: Floats) -> Floats:
+    """The share of layers at each choice (`num_bytes` of each) that takes about the least memory within Ω."""
+    price = 0.0
+    for step in itertools.count():
+        picked = (num_bytes + price * omega).argmin(axis=1)
+        if omega[np.arange(len(omega)), picked].sum() <= omega_limit or step == PRICE_STEPS:
+            return np.bincount(picked, minlength=len(num_bytes)) / len(omega)
+        price = price * PRICE_GROWTH or num_bytes.max() / (omega.max() or 1.0) * 1e-3
+    raise AssertionError
 
 
 def least_omega_choices(omega: Floats, counts: list[int]) -> list[int]:

@@ -6,20 +6,20 @@ device may not take costs infinity.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
-from numpy.typing import NDArray
 
 from hetero_infer.cost import memory
 from hetero_infer.cost.comm import activation_message_bytes
 from hetero_infer.cost.latency import LayerKind
+from hetero_infer.planner.fleet.quality import Floats, lightest_mix
 from hetero_infer.planner.problem import middle_past_tokens
 from hetero_infer.planner.request import PlanRequest
 from hetero_infer.spec.choice import UNQUANTISED
 from hetero_infer.spec.cluster import Device
 from hetero_infer.spec.workload import Phase
 
-Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,11 @@ class Rates:
             ),
             omega=np.array([[request.sensitivity.of(i, c) for c in request.choices] for i in range(request.model.num_hidden_layers)]),
         )
+
+    @cached_property
+    def mix(self) -> Floats:
+        """The share of layers at each choice where memory is short."""
+        return lightest_mix(self.omega, self.request.omega_limit, self.weight_bytes[0])
 
     @property
     def counts(self) -> Floats:

@@ -2,7 +2,7 @@
 
 A guess says how many sequences each template serves in a time; a mixed-integer programme chooses among all of them;
 what it chose is really planned, which corrects the guess, and it chooses again. Templates are even splits of all
-devices, stretches of the line of devices sorted by speed, and what comes of moving a device in the best fleet so far.
+devices, stretches of the line of devices sorted by speed, and what comes of moving devices in a fleet near the best so far.
 """
 
 import itertools
@@ -19,12 +19,15 @@ from hetero_infer.spec.workload import Phase
 
 Devices = tuple[int, ...]  # of each kind
 SHARES = 10  # at which a template's seconds are guessed
+FEW_TEMPLATES = 200
 LINE_CUTS = 16  # of the line of devices
 MOST_COPIES = 8  # that a stretch of it is parted into
 BISECTIONS = 12
 CLOSE = 1e-3  # of the seconds: bisected no further, and no improvement
-OPTIMISM = 0.97  # of a guess, so that new templates get a chance
-MOST_FAILURES = 4  # rounds without improvement
+OPTIMISM, NEIGHBOURS_OPTIMISM = 0.97, 0.985  # of a guess, so that new templates get a chance
+NEAR = 1.03  # the best: worth looking beside
+MOVES = (1, 2, 4)  # devices at once
+MOST_FAILURES = 12  # rounds without improvement
 
 
 class FleetSearch:
@@ -40,7 +43,7 @@ class FleetSearch:
 
     def best(self) -> list[Pipeline]:
         """The pipelines of the fastest fleet, until the deadline or until nothing new helps; empty if there is none."""
-        self._add(itertools.chain(self._even_splits(), self._stretches()))
+        self._add(itertools.chain(self._even_splits(), self._stretches(), self._everything()))
         failures = 0
         while failures < MOST_FAILURES:
             before_s = self._best_s
@@ -48,8 +51,6 @@ class FleetSearch:
             if time.monotonic() > self._deadline_s:
                 break
             failures = 0 if self._best_s < before_s * (1 - CLOSE) else failures + 1
-            if failures:
-                self._add(self._neighbours())
         return [pipeline for _, pipeline in self._best]
 
     @property
@@ -65,8 +66,11 @@ class FleetSearch:
             if pipeline := template.found[share]:
                 found.append((template, pipeline))
         self._correct()
-        if len(found) == len(replicas) and found:
-            if max(pipeline.seconds for _, pipeline in found) < self._best_s:
+        if found and len(found) == len(replicas):
+            seconds = max(pipeline.seconds for _, pipeline in found)
+            if seconds < self._best_s * NEAR:
+                self._add(self._neighbours(found))
+            if seconds < self._best_s:
                 self._best = found
 
     def _fastest_choice(self) -> list[tuple[Template, int]]:
@@ -95,29 +99,30 @@ class FleetSearch:
         return [(template, share) for (template, _), share in zip(replicas, shares, strict=True) if share]
 
     def _correct(self) -> None:
-        ratios = [
-            pipeline.seconds / np.interp(share, template.shares, template.guess_s)
-            for template in self._templates.values()
-            for share, pipeline in template.found.items()
-            if pipeline
-        ]
+        ratios = [ratio for template in self._templates.values() for ratio in template.ratios.values()]
         if ratios:
             self._correction = float(np.quantile(ratios, 0.25)) * OPTIMISM
 
-    def _add(self, ideas: Iterable[Devices]) -> None:
+    def _add(self, ideas: Iterable[tuple[Devices, float | None]]) -> None:
+        """Device counts, and what is known of how to correct their guess."""
         shares = np.unique(np.geomspace(1, self._batch_size, SHARES).round())
-        for devices in ideas:
+        for devices, correction in ideas:
             if devices not in self._templates and 0 < sum(devices) <= len(self._rates.omega):
                 guess_s = guess_seconds(self._rates, devices, shares)
                 if np.isfinite(guess_s).any():
-                    self._templates[devices] = Template(devices, shares, guess_s)
+                    self._templates[devices] = Template(devices, shares, guess_s, correction)
 
-    def _even_splits(self) -> Iterator[Devices]:
+    def _even_splits(self) -> Iterator[tuple[Devices, None]]:
         for replicas in range(1, sum(self._counts) + 1) if self._replicas is None else (self._replicas,):
             each = [(count // replicas, -(-count // replicas)) for count in self._counts]
-            yield from itertools.product(*({low, high} for low, high in each))
+            yield from ((devices, None) for devices in itertools.product(*({low, high} for low, high in each)))
 
-    def _stretches(self) -> Iterator[Devices]:
+    def _everything(self) -> Iterator[tuple[Devices, None]]:
+        """Every template of a small cluster."""
+        if math.prod(count + 1 for count in self._counts) <= FEW_TEMPLATES:
+            yield from ((devices, None) for devices in itertools.product(*(range(n + 1) for n in self._counts)))
+
+    def _stretches(self) -> Iterator[tuple[Devices, None]]:
         """Of the line of all devices, sorted by speed, and even parts of a stretch."""
         decode_s = self._rates.layer_s[Phase.DECODE][:, :, 1].min(axis=1)
         line = [int(kind) for kind in np.argsort(decode_s) for _ in range(self._counts[kind])]
@@ -126,13 +131,14 @@ class FleetSearch:
         for start, stop in itertools.combinations(sorted(ends), 2):
             devices = np.bincount(line[start:stop], minlength=len(self._counts))
             for copies in range(1, MOST_COPIES + 1):
-                yield tuple(int(count) for count in devices // copies)
+                yield tuple(int(count) for count in devices // copies), None
 
-    def _neighbours(self) -> Iterator[Devices]:
-        """One device more, less or another in a replica of the best fleet."""
+    def _neighbours(self, fleet: list[tuple[Template, Pipeline]]) -> Iterator[tuple[Devices, float]]:
+        """A few devices more, less or others in one of its replicas; as good a guess as that one's, and a bit."""
         kinds = range(len(self._counts))
-        for template, _ in self._best:
-            for less, more in itertools.product((*kinds, None), repeat=2):
-                moved = [count - (k == less) + (k == more) for k, count in enumerate(template.devices)]
-                if all(0 <= count <= most for count, most in zip(moved, self._counts, strict=True)):
-                    yield tuple(moved)
+        for template, pipeline in fleet:
+            correction = template.ratios[pipeline.share] * NEIGHBOURS_OPTIMISM
+            for number, less, more in itertools.product(MOVES, (*kinds, None), (*kinds, None)):
+                moved = tuple(n + number * ((k == more) - (k == less)) for k, n in enumerate(template.devices))
+                if all(0 <= n <= most for n, most in zip(moved, self._counts, strict=True)):
+                    yield moved, correction

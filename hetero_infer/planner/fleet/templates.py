@@ -18,59 +18,67 @@ from hetero_infer.planner.fleet.rates import Floats, Rates
 from hetero_infer.spec.workload import Phase
 
 MIP_GAP = 2e-3
+MICRO_BATCHES = (1, 2, 4, 8, 16, 32)  # of decode
+EVENING_OUT = 3  # passes that give what is beyond a device's memory to the others
+ROUND_UP = 1 + 1e-9  # before a share is rounded down
 
 
 @dataclass
 class Template:
-    """`devices[kind]` of each kind; `guess_s` at `shares`; `found` by share, None where no pipeline was found."""
+    """`devices[kind]` of each kind; `guess_s` at `shares`, to be multiplied by `correction` until one is `found`.
+
+    `found` is by share, None where no pipeline was found.
+    """
 
     devices: tuple[int, ...]
     shares: Floats
     guess_s: Floats
+    correction: float | None = None
     found: dict[int, Pipeline | None] = field(default_factory=dict)
 
     def share_within(self, limit_s: float, correction: float) -> int:
-        """The most sequences within `limit_s`. `correction` is of the guess, where nothing is found yet."""
-        guess_s = self.guess_s
-        real = {share: pipeline.seconds for share, pipeline in self.found.items() if pipeline}
-        if real:
-            at = sorted(real)
-            ratios = [real[share] / np.interp(share, self.shares, guess_s) for share in at]
-            guess_s = guess_s * np.interp(self.shares, at, ratios)
-        else:
-            guess_s = guess_s * correction
-        guess_s = np.maximum.accumulate(guess_s)
+        """The most sequences within `limit_s`. `correction` is of guesses that have none of their own."""
+        ratios = self.ratios
+        factor = np.interp(self.shares, list(ratios), list(ratios.values())) if ratios else self.correction or correction
+        share = np.interp(limit_s, np.maximum.accumulate(self.guess_s * factor), self.shares, left=0)
         too_many = min((share for share, pipeline in self.found.items() if not pipeline), default=np.inf)
-        share = np.interp(limit_s, guess_s, self.shares, left=0)
-        return int(min(share, too_many - 1) + 1e-6)
+        return int(min(share, too_many - 1) * ROUND_UP)
+
+    @property
+    def ratios(self) -> dict[int, float]:
+        """By share, in order: the seconds found to those guessed."""
+        return {
+            share: pipeline.seconds / float(np.interp(share, self.shares, self.guess_s))
+            for share, pipeline in sorted(self.found.items())
+            if pipeline
+        }
 
 
 def guess_seconds(rates: Rates, devices: tuple[int, ...], shares: Floats) -> Floats:
-    """Of a perfectly balanced pipeline at one typical choice, for each of `shares`; infinity where it holds no model."""
-    request, num_layers = rates.request, len(rates.omega)
+    """Of a perfectly balanced pipeline at a typical mix of choices, for each of `shares`; infinity where it holds no model."""
+    num_layers, mix = len(rates.omega), rates.mix
     used = np.flatnonzero(devices)
     count = np.array(devices, dtype=float)[used]
-    lost = rates.omega.sum(axis=0)
-    order = np.argsort(rates.weight_bytes[0])
-    typical = next((int(c) for c in order if lost[c] <= request.omega_limit), int(order[-1]))
-    room = np.array([rates.room_bytes(int(k), 1, 1, is_first=False, is_last=False) - rates.dequantise_bytes(int(k)) for k in used])
-    prefill_s, decode_s = (rates.layer_s[phase][used, typical] for phase in Phase)
+    room = np.array([rates.room_bytes(int(kind), 1, 1, is_first=False, is_last=False) for kind in used])
+    weight_bytes = rates.weight_bytes[used] @ mix
+    prefill_s, decode_s = (
+        np.einsum("kcs,c->ks", np.where(mix[:, None] > 0, rates.layer_s[phase][used], 0.0), mix) for phase in Phase
+    )
     seconds = np.full(len(shares), np.inf)
     for row, share in enumerate(shares):
-        most = room // (rates.weight_bytes[used, typical] + share * rates.sequence_bytes[used])
-        if most.clip(0) @ count < num_layers + 2:
+        most = np.maximum(0, room // (weight_bytes + share * rates.sequence_bytes[used]))
+        if most @ count < num_layers:
             continue
-        weight = 1 / prefill_s[:, 1]
-        layers = np.minimum(num_layers * weight / (weight @ count), most)
-        for _ in range(3):
+        layers = np.minimum(num_layers / prefill_s[:, 1] / (count @ (1 / prefill_s[:, 1])), most)
+        for _ in range(EVENING_OUT):
             layers = np.minimum(layers * num_layers / (layers @ count), most)
         slowest = (layers * prefill_s[:, 1]).max()
         prefill = (share - 1) * slowest + count @ (layers * prefill_s[:, 1])
         rounds = []
-        for micro_batches in {1, 2, 4, 8, 16, 32}:
+        for micro_batches in MICRO_BATCHES:
             stage_s = layers * decode_s[:, -(-int(share) // micro_batches)]
             rounds.append(max(micro_batches * stage_s.max(), count @ stage_s))
-        seconds[row] = prefill + (request.workload.new_tokens - 1) * min(rounds)
+        seconds[row] = prefill + (rates.request.workload.new_tokens - 1) * min(rounds)
     return seconds
 
 
