@@ -45,6 +45,19 @@ def quality_cut(omega: Floats, omega_limit: float, counts: Floats) -> QualityCut
     return QualityCut(prices, omega_limit - float((omega - prices).min(axis=1).sum()))
 
 
+def mildest_first_omega(omega: Floats, counts: Floats) -> float:
+    """Σω where the mildest layers take the fewest bits: at least the least Σω of `counts`, which may be broken."""
+    order = np.argsort(-omega.sum(axis=0))
+    running = np.vstack([np.zeros(len(order)), omega[np.argsort(omega.sum(axis=1), kind="stable")].cumsum(axis=0)])
+    stops = np.minimum(counts[order].cumsum(), len(omega))
+    begins = np.hstack([0.0, stops[:-1]])
+    layers = np.arange(len(running))
+    return sum(
+        float(np.interp(stop, layers, running[:, choice]) - np.interp(begin, layers, running[:, choice]))
+        for choice, begin, stop in zip(order, begins, stops, strict=True)
+    )
+
+
 def lightest_mix(omega: Floats, omega_limit: float, num_bytes: Floats) -> Floats:
     """The share of layers at each choice (`num_bytes` of each) that takes about the least memory within Ω."""
     price = 0.0

@@ -12,19 +12,17 @@ from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import linprog
-from scipy.sparse import csr_array
 
-from hetero_infer.planner.fleet.quality import QualityCut, quality_cut
+from hetero_infer.planner.fleet.linear_program import minimise
+from hetero_infer.planner.fleet.quality import QualityCut, mildest_first_omega, quality_cut
 from hetero_infer.planner.fleet.rates import Floats, Rates
 from hetero_infer.planner.problem import QUALITY_TOLERANCE
 from hetero_infer.spec.choice import UNQUANTISED
 from hetero_infer.spec.workload import Phase
 
-OPTIMAL, INFEASIBLE = 0, 2  # of linprog
 SAFETY = 1e-6  # of a price; covers the simplex's own rounding
 ROUND_UP = 1 + 1e-9  # before a quotient is rounded down
-WORTH_A_CUT = 1e-3  # of Ω
+WORTH_A_CUT = 5e-3  # of Ω
 MOST_CUTS = 3  # for one cell
 
 
@@ -176,24 +174,20 @@ class Relaxation:
             once.append((np.hstack([np.zeros(layers), -most * is_end]), -1.0))
         rows.append(np.array([row for row, _ in once]))
         limits.append(np.array([limit for _, limit in once]))
-        scale = most  # of devices per sequence, so that both kinds of columns are of one size
-        matrix = np.vstack(rows)
-        matrix[:, layers:] /= scale
-        result = linprog(
-            np.hstack([np.zeros(layers), prices[self._kind]]),
-            csr_array(matrix),
-            np.hstack(limits),
-            csr_array(np.hstack([np.ones(layers), np.zeros(devices)])[None]),
-            [float(self._num_layers)],
-            method="highs-ds",
-        )
-        if result.status == INFEASIBLE:
-            return nothing
-        if result.status != OPTIMAL:
+        rows.append(np.hstack([np.ones(layers), np.zeros(devices)])[None])
+        limits.append(np.array([float(self._num_layers)]))
+        matrix, at_most = np.vstack(rows), np.hstack(limits)
+        matrix[:, layers:] /= most  # devices are per sequence: both kinds of columns get one size
+        at_least = np.full(len(at_most), -np.inf)
+        at_least[-1] = self._num_layers
+        optimum = minimise(np.hstack([np.zeros(layers), prices[self._kind] / most]), matrix, at_least, at_most)
+        if optimum is None:
             return Cheapest(0.0, np.zeros(len(prices))), np.zeros(0)
-        used = np.bincount(self._kind, result.x[layers:], len(prices)) / scale
-        counts = np.bincount(self._choice, result.x[:layers], self.rates.omega.shape[1])
-        return Cheapest(float(result.fun) / scale * (1 - SAFETY), used), counts
+        if math.isinf(optimum.value):
+            return nothing
+        used = np.bincount(self._kind, optimum.x[layers:], len(prices)) / most
+        counts = np.bincount(self._choice, optimum.x[:layers], self.rates.omega.shape[1])
+        return Cheapest(optimum.value * (1 - SAFETY), used), counts
 
     def _costs(self, cell: Cell, decode_sizes: NDArray[np.int64]) -> _Costs:
         fewest, most = cell.sequences
@@ -248,6 +242,8 @@ class Relaxation:
         if not len(counts) or math.isinf(limit):
             return False
         tolerance = QUALITY_TOLERANCE * float(self.rates.omega.max())
+        if mildest_first_omega(self.rates.omega, counts) <= limit * (1 + WORTH_A_CUT) + tolerance:
+            return False
         cut = quality_cut(self.rates.omega, limit + tolerance, counts)
         if cut.prices @ counts <= cut.limit + WORTH_A_CUT * limit + tolerance:
             return False
