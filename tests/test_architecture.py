@@ -41,6 +41,7 @@ HOMES = {
     "torch": ("quant/", "models/", "checkpoint/", "measure/", "pipeline/"),
     "deepspeed": ("pipeline/",),
     "pyomo": ("planner/",),
+    "highspy": ("planner/fleet/linear_program.py",),
     "numpy": ("planner/",),
     "scipy": ("planner/",),
     "auto_gptq": ("quant/gptq.py",),

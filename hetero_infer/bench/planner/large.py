@@ -65,14 +65,24 @@ def measure(shared: Path) -> Section:
     mix = ", ".join(f"{count} {gpu}" for gpu, count in MIX.items())
     return Section(
         title="Large clusters, cut into replicas",
-        header=("devices", "batch", "stages × sequences", "closed form s", "bound s", "gap", "tokens/s", "Σω", "plan s"),
+        header=(
+            "devices",
+            "batch",
+            "stages × sequences",
+            "closed form s",
+            "bound s",
+            "gap",
+            "tokens/s",
+            "Σω",
+            "plan s",
+        ),
         rows=rows,
         demands=demands,
         notes=(
-            f"{MODEL}, 126 layers, {PROMPT_TOKENS} prompt and {NEW_TOKENS} new tokens, Ω mid in every replica, "
+            f"{MODEL}, {PROMPT_TOKENS} prompt and {NEW_TOKENS} new tokens, Ω mid in every replica, closed form, "
             f"{SEQUENCES_PER_DEVICE} sequences per device. Each 64 devices: {mix}.",
-            "The bound holds over every way to cut the devices into replicas and to plan each; docs/planner.md says what "
-            "keeps the gap from closing.",
+            "The bound holds over every way to cut the devices into replicas and to plan each; docs/planner.md says "
+            "what keeps the gap from closing.",
         ),
         facts=facts,
     )

@@ -71,9 +71,7 @@ def plan_fleet(request: PlanRequest, *, time_limit_s: float, gap: float, replica
         )
     plans = tuple(_plans(request, rates, found))
     fleet = Fleet(plans, 0.0)
-    bound_s = FleetBound(rates, replicas).seconds(
-        fleet.closed_form_s, deadline_s=started_s + time_limit_s, gap=gap
-    )
+    bound_s = FleetBound(rates).seconds(fleet.closed_form_s, deadline_s=started_s + time_limit_s, gap=gap)
     fleet = replace(fleet, bound_s=bound_s)
     report = SolverReport(
         name=f"fleet, pyomo+highs {highs_version()}",

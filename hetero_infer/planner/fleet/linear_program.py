@@ -45,7 +45,7 @@ def minimise(cost: Floats, rows: Floats, at_least: Floats, at_most: Floats) -> O
 
 @cache
 def _solver() -> highspy.Highs:
-    solver = highspy.Highs()
+    solver = highspy.Highs()  # type: ignore[no-untyped-call]
     solver.setOptionValue("output_flag", False)
     solver.setOptionValue("threads", 1)
     solver.setOptionValue("presolve", "off")

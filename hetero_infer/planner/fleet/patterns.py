@@ -12,7 +12,8 @@ from functools import cache, cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from hetero_infer.planner.fleet.rates import Floats, Rates
+from hetero_infer.planner.fleet.quality import Floats
+from hetero_infer.planner.fleet.rates import Rates
 from hetero_infer.spec.workload import Phase
 
 Sizes = tuple[int, int]  # of a prefill and a decode micro-batch
@@ -101,13 +102,15 @@ class PatternBook:
         room = rates.room_bytes(kind, *sizes, is_first=is_first, is_last=is_last)
         is_end = is_first or is_last
         fits = patterns.counts @ needs + buffer <= room
-        seconds = []
-        for phase, size in zip(Phase, sizes, strict=True):
+
+        def seconds(phase: Phase, size: int) -> Floats:
             layer_s = rates.layer_s[phase][kind, :, size]
             ends_s = is_first * rates.embedding_s[phase][kind, size] + is_last * rates.head_s[phase][kind, size]
-            seconds.append(patterns.counts @ np.where(np.isfinite(layer_s), layer_s, 0.0) + ends_s)
-        seconds = [np.where(patterns.num_layers > 0, phase_s, 0.0) for phase_s in seconds]
-        return Table(kind, is_end, patterns, *seconds, fits & (patterns.num_layers >= is_end))
+            whole_s = patterns.counts @ np.where(np.isfinite(layer_s), layer_s, 0.0) + ends_s
+            return np.where(patterns.num_layers > 0, whole_s, 0.0)
+
+        prefill_s, decode_s = seconds(Phase.PREFILL, sizes[0]), seconds(Phase.DECODE, sizes[1])
+        return Table(kind, is_end, patterns, prefill_s, decode_s, fits & (patterns.num_layers >= is_end))
 
     def _all_patterns(self, kind: int) -> Patterns:
         """Those of two choices that are neighbours in size, and that fit with a single sequence."""

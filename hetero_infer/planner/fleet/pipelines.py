@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from hetero_infer.cost.comm import activation_message_bytes, token_message_bytes
 from hetero_infer.cost.timeline import PhaseCosts, decode_seconds, prefill_seconds
 from hetero_infer.planner.fleet.patterns import PatternBook, Sizes, Table
-from hetero_infer.planner.fleet.quality import least_omega_choices
-from hetero_infer.planner.fleet.rates import Floats, Rates
+from hetero_infer.planner.fleet.quality import Floats, least_omega_choices
+from hetero_infer.planner.fleet.rates import Rates
 from hetero_infer.spec.plan import num_micro_batches
 from hetero_infer.spec.workload import Phase
 
@@ -101,7 +101,9 @@ class PipelineSearch:
         for factor in SIZE_FACTORS:
             while True:
                 prefill, decode = now
-                trials = [(prefill, n) for n in _beside(decode, factor)] + [(n, decode) for n in _beside(prefill, factor)]
+                trials = [(prefill, n) for n in _beside(decode, factor)] + [
+                    (n, decode) for n in _beside(prefill, factor)
+                ]
                 better = next((trial for trial in trials if at(trial) < best_s), None)
                 if better is None:
                     break
@@ -138,7 +140,9 @@ class PipelineSearch:
         tables = self._book.tables(devices, share, sizes)
         prefill_s, decode_s = _slowest(picks)
         for slack in SLACK:
-            if exact := self._within_quality(tables, (prefill_s * SAME * slack, decode_s * SAME * slack), is_exact=True):
+            if exact := self._within_quality(
+                tables, (prefill_s * SAME * slack, decode_s * SAME * slack), is_exact=True
+            ):
                 return exact
         return []
 

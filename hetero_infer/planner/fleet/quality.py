@@ -8,13 +8,10 @@ import itertools
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment, linprog
 from numpy.typing import NDArray
-from scipy.sparse import csr_array
-
+from scipy.optimize import linear_sum_assignment, linprog
 
 Floats = NDArray[np.float64]
-OPTIMAL = 0  # of linprog
 MOST_PRICE = 10.0  # of the largest ω
 PRICE_GROWTH, PRICE_STEPS = 1.1, 300
 
@@ -31,17 +28,11 @@ def quality_cut(omega: Floats, omega_limit: float, counts: Floats) -> QualityCut
     """The cut that is tight at `counts` (which sum to the number of layers)."""
     layers, choices = omega.shape
     scale = omega.max() or 1.0
-    row = np.arange(layers * choices)
-    ones = np.ones(2 * len(row))
-    columns = np.hstack([np.tile(np.arange(choices), layers), choices + np.repeat(np.arange(layers), choices)])
+    rows = np.hstack([np.tile(np.eye(choices), (layers, 1)), np.repeat(np.eye(layers), choices, axis=0)])
     result = linprog(
-        -np.hstack([counts, np.ones(layers)]),
-        csr_array((ones, (np.hstack([row, row]), columns))),
-        omega.ravel() / scale,
-        bounds=(-MOST_PRICE, MOST_PRICE),
-        method="highs-ds",
+        -np.hstack([counts, np.ones(layers)]), rows, omega.ravel() / scale, bounds=(-MOST_PRICE, MOST_PRICE)
     )
-    prices = result.x[:choices] * scale if result.status == OPTIMAL else np.zeros(choices)
+    prices = np.zeros(choices) if result.x is None else result.x[:choices] * scale
     return QualityCut(prices, omega_limit - float((omega - prices).min(axis=1).sum()))
 
 

@@ -16,10 +16,9 @@ from hetero_infer.cost.latency import LayerKind
 from hetero_infer.planner.fleet.quality import Floats, lightest_mix
 from hetero_infer.planner.problem import middle_past_tokens
 from hetero_infer.planner.request import PlanRequest
-from hetero_infer.spec.choice import UNQUANTISED
+from hetero_infer.spec.choice import UNQUANTISED, Choice
 from hetero_infer.spec.cluster import Device
 from hetero_infer.spec.workload import Phase
-
 
 
 @dataclass(frozen=True)
@@ -48,23 +47,26 @@ class Rates:
         kinds = tuple(map(tuple, members.values()))
         examples = [devices[0] for devices in kinds]
         one = replace(request.workload, batch_size=1)
+
+        def layer_bytes(device: Device, choice: Choice) -> float:
+            return float(memory.decoder_layer_bytes(request.model, choice, device.element_bytes))
+
         return cls(
             request=request,
             kinds=kinds,
             layer_s={phase: _layer_s(request, examples, phase) for phase in Phase},
             embedding_s={phase: _end_s(request, examples, "embedding", phase) for phase in Phase},
             head_s={phase: _end_s(request, examples, "head", phase) for phase in Phase},
-            weight_bytes=np.array(
-                [
-                    [memory.decoder_layer_bytes(request.model, choice, device.element_bytes) for choice in request.choices]
-                    for device in examples
-                ],
-                dtype=float,
-            ),
+            weight_bytes=np.array([[layer_bytes(device, choice) for choice in request.choices] for device in examples]),
             sequence_bytes=np.array(
                 [memory.kv_cache_bytes(request.model, one, device.element_bytes) for device in examples], dtype=float
             ),
-            omega=np.array([[request.sensitivity.of(i, c) for c in request.choices] for i in range(request.model.num_hidden_layers)]),
+            omega=np.array(
+                [
+                    [request.sensitivity.of(i, c) for c in request.choices]
+                    for i in range(request.model.num_hidden_layers)
+                ]
+            ),
         )
 
     @cached_property

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hetero_infer.planner.fleet.linear_program import minimise
-from hetero_infer.planner.fleet.quality import QualityCut, mildest_first_omega, quality_cut
-from hetero_infer.planner.fleet.rates import Floats, Rates
+from hetero_infer.planner.fleet.quality import Floats, QualityCut, mildest_first_omega, quality_cut
+from hetero_infer.planner.fleet.rates import Rates
 from hetero_infer.planner.problem import QUALITY_TOLERANCE
 from hetero_infer.spec.choice import UNQUANTISED
 from hetero_infer.spec.workload import Phase
@@ -78,8 +78,8 @@ class _Needs:
 class _Costs:
     """The least that any sizes in a cell allow. Layers' are by column (stand and choice), ends' by stand.
 
-    `busy` are the seconds of a stage's prefill beyond one pass, `turn` those of one round of decode. `fill` is a pass of
-    each phase, `ring` what the full rounds take once round the ring.
+    `busy` are the seconds of a stage's prefill beyond one pass, `turn` those of one round of decode. `fill` is a pass
+    of each phase, `ring` what the full rounds take once round the ring.
     """
 
     busy: _Needs
@@ -145,7 +145,11 @@ class Relaxation:
             (costs.num_bytes, np.zeros(devices), costs.room),
             (costs.busy, costs.end_busy, np.full(devices, most_busy_s)),
             (costs.turn, costs.end_turn, np.full(devices, most_round_s)),
-            (costs.busy + costs.turn.times(weight), costs.end_busy + weight * costs.end_turn, np.full(devices, slack_s)),
+            (
+                costs.busy + costs.turn.times(weight),
+                costs.end_busy + weight * costs.end_turn,
+                np.full(devices, slack_s),
+            ),
         ]
         for needed, end, cap in capacities:
             scale = max(float(np.abs(cap).max()), 1e-30)
@@ -186,7 +190,7 @@ class Relaxation:
         if math.isinf(optimum.value):
             return nothing
         used = np.bincount(self._kind, optimum.x[layers:], len(prices)) / most
-        counts = np.bincount(self._choice, optimum.x[:layers], self.rates.omega.shape[1])
+        counts = np.bincount(self._choice, optimum.x[:layers], self.rates.omega.shape[1]).astype(float)
         return Cheapest(optimum.value * (1 - SAFETY), used), counts
 
     def _costs(self, cell: Cell, decode_sizes: NDArray[np.int64]) -> _Costs:

@@ -2,7 +2,7 @@
 
 A guess says how many sequences each template serves in a time; a mixed-integer programme chooses among all of them;
 what it chose is really planned, which corrects the guess, and it chooses again. Templates are even splits of all
-devices, stretches of the line of devices sorted by speed, and what comes of moving devices in a fleet near the best so far.
+devices, stretches of the line of devices sorted by speed, and what comes of moving devices in a good fleet.
 """
 
 import itertools
@@ -46,12 +46,17 @@ class FleetSearch:
         self._add(itertools.chain(self._even_splits(), self._stretches(), self._everything()))
         failures = 0
         while failures < MOST_FAILURES:
-            before_s = self._best_s
+            before_s, known = self._best_s, self._num_known
             self._choose_and_plan()
-            if time.monotonic() > self._deadline_s:
+            if time.monotonic() > self._deadline_s or self._num_known == known:
                 break
             failures = 0 if self._best_s < before_s * (1 - CLOSE) else failures + 1
         return [pipeline for _, pipeline in self._best]
+
+    @property
+    def _num_known(self) -> int:
+        """Templates, and pipelines planned or given up."""
+        return sum(1 + len(template.found) for template in self._templates.values())
 
     @property
     def _best_s(self) -> float:
@@ -94,8 +99,10 @@ class FleetSearch:
     def _without_surplus(self, replicas: list[tuple[Template, int]]) -> list[tuple[Template, int]]:
         """Shares in proportion, whole, and of the batch's size together; a replica that is left with none goes."""
         total = sum(share for _, share in replicas)
-        stops = [round(stop * self._batch_size / total) for stop in itertools.accumulate(share for _, share in replicas)]
-        shares = [stop - start for start, stop in itertools.pairwise([0, *stops])]
+        stops = [
+            round(stop * self._batch_size / total) for stop in itertools.accumulate(share for _, share in replicas)
+        ]
+        shares = [stop - start for start, stop in itertools.pairwise(stops)]
         return [(template, share) for (template, _), share in zip(replicas, shares, strict=True) if share]
 
     def _correct(self) -> None:

@@ -14,7 +14,8 @@ import pyomo.environ as pyo
 from pyomo.contrib.solver.solvers.highs import Highs
 
 from hetero_infer.planner.fleet.pipelines import Pipeline
-from hetero_infer.planner.fleet.rates import Floats, Rates
+from hetero_infer.planner.fleet.quality import Floats
+from hetero_infer.planner.fleet.rates import Rates
 from hetero_infer.spec.workload import Phase
 
 MIP_GAP = 2e-3
@@ -39,7 +40,9 @@ class Template:
     def share_within(self, limit_s: float, correction: float) -> int:
         """The most sequences within `limit_s`. `correction` is of guesses that have none of their own."""
         ratios = self.ratios
-        factor = np.interp(self.shares, list(ratios), list(ratios.values())) if ratios else self.correction or correction
+        factor = (
+            np.interp(self.shares, list(ratios), list(ratios.values())) if ratios else self.correction or correction
+        )
         share = np.interp(limit_s, np.maximum.accumulate(self.guess_s * factor), self.shares, left=0)
         too_many = min((share for share, pipeline in self.found.items() if not pipeline), default=np.inf)
         return int(min(share, too_many - 1) * ROUND_UP)
@@ -55,7 +58,8 @@ class Template:
 
 
 def guess_seconds(rates: Rates, devices: tuple[int, ...], shares: Floats) -> Floats:
-    """Of a perfectly balanced pipeline at a typical mix of choices, for each of `shares`; infinity where it holds no model."""
+    """Of a perfectly balanced pipeline at a typical mix of choices, for each of `shares`; infinity where the model is
+    too large."""
     num_layers, mix = len(rates.omega), rates.mix
     used = np.flatnonzero(devices)
     count = np.array(devices, dtype=float)[used]
