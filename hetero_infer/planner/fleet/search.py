@@ -98,10 +98,8 @@ class FleetSearch:
 
     def _without_surplus(self, replicas: list[tuple[Template, int]]) -> list[tuple[Template, int]]:
         """Shares in proportion, whole, and of the batch's size together; a replica that is left with none goes."""
-        total = sum(share for _, share in replicas)
-        stops = [
-            round(stop * self._batch_size / total) for stop in itertools.accumulate(share for _, share in replicas)
-        ]
+        ends = [0, *itertools.accumulate(share for _, share in replicas)]
+        stops = [round(end * self._batch_size / max(1, ends[-1])) for end in ends]
         shares = [stop - start for start, stop in itertools.pairwise(stops)]
         return [(template, share) for (template, _), share in zip(replicas, shares, strict=True) if share]
 
