@@ -20,7 +20,8 @@ from hetero_infer.planner.fleet.relaxation import Cell, Relaxation
 from hetero_infer.spec.workload import Phase
 
 FIRST_CLAIM = 0.7  # of what a known fleet takes
-PATIENCE = 0.5  # of the time left, for one claim
+BOLDNESS = 0.3  # of the way to it, for the next claim
+PATIENCE = 0.4  # of the time left, for one claim
 SOLVES_PER_PRICES = 48
 # How much a range's width counts when a cell is split: of seconds as a share of the limit, else in logarithms.
 WEIGHTS = {"sequences": 0.3, "decode_micro_batches": 0.4, "busy_s": 0.7, "round_s": 0.3}
@@ -56,7 +57,7 @@ class FleetBound:
         proven_s, claim_s = 0.0, FIRST_CLAIM * upper_s
         while proven_s < upper_s * (1 - gap) and (now_s := time.monotonic()) < deadline_s:
             if self._is_too_short(claim_s, now_s + PATIENCE * (deadline_s - now_s)):
-                proven_s, claim_s = claim_s, (claim_s + upper_s) / 2
+                proven_s, claim_s = claim_s, claim_s + BOLDNESS * (upper_s - claim_s)
             else:
                 claim_s = (proven_s + claim_s) / 2
         return proven_s
