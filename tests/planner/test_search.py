@@ -90,7 +90,7 @@ def test_more_devices_than_layers_is_refused_before_planning() -> None:
     request = random_request(EASY)
     devices = tuple(replace(request.cluster.devices[0], slot=slot) for slot in range(9))
     with pytest.raises(InputError, match=r"leave . devices out"):
-        find_plan(replace(request, cluster=replace(request.cluster, devices=devices)), time_limit_s=1, gap=0.0)
+        search.find_plan(replace(request, cluster=replace(request.cluster, devices=devices)), time_limit_s=1, gap=0.0)
 
 
 def test_a_choice_without_an_indicator_is_refused_before_planning() -> None:
