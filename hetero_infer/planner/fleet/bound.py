@@ -19,9 +19,9 @@ from hetero_infer.planner.fleet.rates import Rates
 from hetero_infer.planner.fleet.relaxation import Cell, Relaxation
 from hetero_infer.spec.workload import Phase
 
-FIRST_CLAIM = 0.7  # of what a known fleet takes
-BOLDNESS = 0.3  # of the way to it, for the next claim
-PATIENCE = 0.4  # of the time left, for one claim
+FIRST_CLAIM = 0.75  # of what a known fleet takes
+BOLDNESS = 0.2  # of the way to it, for the next claim
+PATIENCE = 0.5  # of the time left, for one claim
 SOLVES_PER_PRICES = 48
 # How much a range's width counts when a cell is split: of seconds as a share of the limit, else in logarithms.
 WEIGHTS = {"sequences": 0.3, "decode_micro_batches": 0.4, "busy_s": 0.7, "round_s": 0.3}
