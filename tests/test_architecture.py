@@ -27,7 +27,7 @@ FLOORS = {
     "pipeline": {"checkpoint", "models", "quant", "cost", "spec"},
     "supervisor": {"spec", "serving"},
     "serving": {"spec", "supervisor"},
-    "bench": {"spec", "cost", "planner", "pipeline"},
+    "bench": {"spec", "cost", "planner", "pipeline", "report"},
     "page": {"spec", "cost", "planner", "pipeline", "report"},
 }
 
@@ -42,6 +42,7 @@ HOMES = {
     "torch": ("quant/", "models/", "checkpoint/", "measure/", "pipeline/"),
     "deepspeed": ("pipeline/",),
     "pyomo": ("planner/",),
+    "highspy": ("planner/fleet/linear_program.py",),  # thousands of small programmes, solved again and again
     "numpy": ("planner/", "cost/regression.py"),
     "scipy": ("planner/", "cost/regression.py"),  # least squares with no term below zero
     "auto_gptq": ("quant/gptq.py",),

@@ -1,0 +1,81 @@
+"""The fleet planner against everything that a tiny cluster can do."""
+
+import math
+import time
+from dataclasses import replace
+from functools import cache
+from itertools import count, islice
+
+import numpy as np
+import pytest
+
+from hetero_infer.planner.check import check_plan
+from hetero_infer.planner.fleet.bound import FleetBound
+from hetero_infer.planner.fleet.fleet import Fleet, plan_fleet
+from hetero_infer.planner.fleet.quality import least_omega_choices, quality_cut
+from hetero_infer.planner.fleet.rates import Rates
+from hetero_infer.spec.errors import HeteroInferError
+from tests.planner.fleet.brute_force import fastest_fleet_s, tiny_request
+
+SEEDS = list(islice((seed for seed in count() if math.isfinite(fastest_fleet_s(seed))), 12))
+EASY_SEEDS = (1, 2, 3, 5, 6, 7, 8)  # few claims prove as much
+
+
+@cache
+def planned(seed: int) -> Fleet:
+    """No time for a bound."""
+    return plan_fleet(tiny_request(seed), time_limit_s=20, gap=1.0)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_no_claim_is_proven_that_a_fleet_refutes(seed: int) -> None:
+    fastest_s = fastest_fleet_s(seed)
+    bound = FleetBound(Rates.of(tiny_request(seed)))
+    assert bound.seconds(1.2 * fastest_s, deadline_s=time.monotonic() + 0.5, gap=0.0) <= fastest_s
+
+
+@pytest.mark.parametrize("seed", EASY_SEEDS)
+def test_claims_are_proven(seed: int) -> None:
+    fastest_s = fastest_fleet_s(seed)
+    bound = FleetBound(Rates.of(tiny_request(seed)))
+    assert bound.seconds(fastest_s, deadline_s=time.monotonic() + 600, gap=0.35) >= 0.65 * fastest_s
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_every_replica_keeps_memory_and_quality_and_all_of_them_serve_the_batch(seed: int) -> None:
+    request, fleet = tiny_request(seed), planned(seed)
+    assert fleet.closed_form_s >= fastest_fleet_s(seed) * (1 - 1e-9)
+    assert not [line for plan in fleet.plans for line in check_plan(plan, request.model, request.sensitivity)]
+    assert all(plan.quality and plan.quality.limit == request.omega_limit for plan in fleet.plans)
+    assert sum(plan.workload.batch_size for plan in fleet.plans) == request.workload.batch_size
+    used = [stage.device for plan in fleet.plans for stage in plan.stages]
+    assert len(used) == len(set(used))
+
+
+def test_most_fleets_are_as_fast_as_any() -> None:
+    losses = [planned(seed).closed_form_s / fastest_fleet_s(seed) - 1 for seed in SEEDS]
+    assert sum(loss < 0.01 for loss in losses) >= len(SEEDS) / 2
+
+
+def test_as_many_replicas_as_asked_for() -> None:
+    seed = next(seed for seed in SEEDS if len(planned(seed).plans) > 1)
+    assert len(plan_fleet(tiny_request(seed), time_limit_s=5, gap=1.0, replicas=1).plans) == 1
+
+
+def test_a_batch_that_fits_nowhere_has_no_fleet() -> None:
+    request = tiny_request(SEEDS[0])
+    with pytest.raises(HeteroInferError, match="found no replicas"):
+        plan_fleet(replace(request, omega_limit=0.0, choices=request.choices[:1]), time_limit_s=1, gap=1.0)
+
+
+def test_a_quality_cut_holds_for_all_counts_and_is_tight_at_its_own() -> None:
+    rng = np.random.default_rng(0)
+    omega = rng.uniform(0, 1, (9, 3))
+    for _ in range(20):
+        counts = rng.multinomial(9, [1 / 3] * 3)
+        cut = quality_cut(omega, 0.0, counts.astype(float))
+        for other in [counts, *rng.multinomial(9, [1 / 3] * 3, size=20)]:
+            least = float(omega[range(9), least_omega_choices(omega, list(other))].sum())
+            assert cut.prices @ other - cut.limit <= least + 1e-9
+        least = float(omega[range(9), least_omega_choices(omega, list(counts))].sum())
+        assert cut.prices @ counts - cut.limit == pytest.approx(least)
