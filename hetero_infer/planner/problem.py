@@ -187,21 +187,24 @@ def _stage_terms(request: PlanRequest, stage: int, size: Mapping[Phase, int]) ->
         ends.append("head")
     element_bytes = device.element_bytes
     kv_bytes = memory.kv_cache_bytes(model, workload, element_bytes)
-    return StageTerms(
-        device=device,
-        layer_s={phase: {choice: seconds("decoder", choice, phase) for choice in choices} for phase in Phase},
-        fixed_s={phase: sum(seconds(kind, UNQUANTISED, phase) for kind in ends) for phase in Phase},
-        layer_bytes={choice: memory.decoder_layer_bytes(model, choice, element_bytes) + kv_bytes for choice in choices},
-        fixed_bytes=memory.end_layer_bytes(model, is_first, is_last, element_bytes)
-        + memory.workspace_bytes(
+    without_buffer, with_buffer = (
+        memory.workspace_bytes(
             model,
             workload,
             size[Phase.PREFILL],
             size[Phase.DECODE],
             element_bytes,
+            is_first=is_first,
             is_last=is_last,
-            has_neighbours=len(request.cluster.devices) > 1,
-            dequantises=False,
-        ),
-        dequantise_bytes=memory.dequantise_bytes(model, element_bytes),
+            dequantises=dequantises,
+        )
+        for dequantises in (False, True)
+    )
+    return StageTerms(
+        device=device,
+        layer_s={phase: {choice: seconds("decoder", choice, phase) for choice in choices} for phase in Phase},
+        fixed_s={phase: sum(seconds(kind, UNQUANTISED, phase) for kind in ends) for phase in Phase},
+        layer_bytes={choice: memory.decoder_layer_bytes(model, choice, element_bytes) + kv_bytes for choice in choices},
+        fixed_bytes=memory.end_layer_bytes(model, is_first, is_last, element_bytes) + without_buffer,
+        dequantise_bytes=with_buffer - without_buffer,
     )

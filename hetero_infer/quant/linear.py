@@ -44,14 +44,13 @@ class QuantLinear(nn.Module):
 
     def dequantised(self, dtype: torch.dtype) -> torch.Tensor:
         """The weight, `[in_features, out_features]`."""
-        bits, group = self.choice.bits, self.g_idx.long()
-        zeros = unpack_codes(self.qzeros.t(), bits, self.out_features).t().add(1).bitwise_and_(2**bits - 1)
-        scales = self.scales.to(dtype)
-        weight = torch.empty(self.in_features, self.out_features, dtype=dtype, device=self.qweight.device)
+        bits, device = self.choice.bits, self.qweight.device
+        weight = torch.empty(self.in_features, self.out_features, dtype=dtype, device=device)
         for rows, words in self._blocks():
-            codes = unpack_codes(self.qweight[words], bits, len(weight[rows]))
-            weight[rows] = codes.sub_(zeros[group[rows]])
-            weight[rows].mul_(scales[group[rows]])
+            groups, group = self.g_idx[rows].unique(return_inverse=True)  # of these rows: few
+            zeros = unpack_codes(self.qzeros[groups].t(), bits, self.out_features).t().add(1).bitwise_and_(2**bits - 1)
+            weight[rows] = unpack_codes(self.qweight[words], bits, len(group)).sub_(zeros[group])
+            weight[rows].mul_(self.scales[groups].to(dtype)[group])
         return weight
 
     def _blocks(self) -> Iterator[tuple[slice, slice]]:
