@@ -63,6 +63,14 @@ class Found:
     def seconds(self) -> float:
         return self.pipeline.seconds if self.pipeline else math.inf
 
+    def within(self, gap: float) -> list[tuple[tuple[int, int], Pipeline]]:
+        """With their pairs, those that are proven to the gap, the fastest first; the best one in any case."""
+        assert self.pipeline
+        near = [(sizes, one) for (sizes, _), one in self.near.items() if 1 - self.bound_s / one.seconds <= gap]
+        first = (self.sizes, self.pipeline)
+        rest = [one for one in near if one[1].decided != self.pipeline.decided or one[0] != self.sizes]
+        return [first, *sorted(rest, key=lambda one: one[1].seconds)]
+
 
 @dataclass(frozen=True, order=True)
 class _Open:
