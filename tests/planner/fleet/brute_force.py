@@ -41,8 +41,8 @@ def tiny_request(seed: int) -> PlanRequest:
             workload.batch_size,
             [UNQUANTISED] * num_layers,
             4 if name == "cpu" else 2,
-            is_first=True,
-            is_last=True,
+            embedding=UNQUANTISED,
+            head=UNQUANTISED,
         ).total
         for name in types
     }
