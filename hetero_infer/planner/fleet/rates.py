@@ -82,7 +82,8 @@ class Rates:
     def room_bytes(self, kind: int, prefill_size: int, decode_size: int, *, is_first: bool, is_last: bool) -> int:
         """For decoder layers and the buffer to dequantise into; ends, workspace and margin are taken off."""
         model, device = self.request.model, self.kinds[kind][0]
-        taken = memory.end_layer_bytes(model, is_first, is_last, device.element_bytes) + memory.workspace_bytes(
+        embedding, head = (UNQUANTISED if stands else None for stands in (is_first, is_last))
+        taken = memory.end_layer_bytes(model, embedding, head, device.element_bytes) + memory.workspace_bytes(
             model,
             self.request.workload,
             prefill_size,
