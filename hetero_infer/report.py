@@ -83,6 +83,8 @@ def plan_table(plan: Plan) -> str:
     ]
     if plan.solver:
         facts.append(("solver", _solver_words(plan.solver)))
+    if plan.solver and plan.solver.searched:
+        facts.append(("searched", plan.solver.searched))
     if any("*" in row[3] for row in rows):
         facts.insert(0, ("bits", "* counted by bits; the order of the layers is in plan.json"))
     if any(device.is_emulated for device in plan.devices):
@@ -329,9 +331,10 @@ def encodable(text: str, encoding: str) -> str:
 
 
 def _solver_words(solver: SolverReport) -> str:
+    order = f"; of this order and these sizes {solver.order_bound:.4f} s by HiGHS" if solver.order_bound else ""
     return (
         f"{solver.status} in {solver.seconds:.1f} s: closed form {solver.objective:.4f} s, "
-        f"bound {solver.bound:.4f} s, gap {solver.gap:.2%} ({solver.name})"
+        f"bound {solver.bound:.4f} s{order}, gap {solver.gap:.2%} ({solver.name})"
     )
 
 
