@@ -184,7 +184,7 @@ def measure_case(case: Case) -> list[Measured]:
     config = {**case.config, layers: plan.model["num_hidden_layers"]}
     with tempfile.TemporaryDirectory(prefix="hetero-infer-memory-") as name:
         folder = Path(name)
-        spec = write_random_model(folder / "model", folder / "checkpoint", config, plan.decoder_choices)
+        spec = write_random_model(folder / "model", folder / "checkpoint", config, plan.layer_choices)
         plan.save(folder / "plan.json")
         (folder / "run.toml").write_text(RUN.format(folder=folder, **asdict(case.workload)))
         peaks = asyncio.run(_peaks(plan, folder))
