@@ -14,8 +14,9 @@ from hetero_infer.spec.plan import SolverReport, num_micro_batches
 if TYPE_CHECKING:
     from hetero_infer.planner.compare import Compared
     from hetero_infer.planner.explain import Explanation
+    from hetero_infer.planner.no_plan import NoPlan
     from hetero_infer.planner.pareto import Front
-    from hetero_infer.planner.what_if import NoPlan, WhatIf
+    from hetero_infer.planner.what_if import WhatIf
 
 MIB, GIB = 2**20, 2**30
 WIDTH = 114  # columns; a table of long names takes up to 120
@@ -42,8 +43,8 @@ def fleet_table(fleet: Fleet) -> str:
 
 def plan_table(plan: Plan) -> str:
     """Stages, bits, memory and seconds, then the promise and how sure it is."""
-    assert plan.estimate and plan.quality and plan.solver, "a plan that the planner made"
-    estimate, quality, solver, workload = plan.estimate, plan.quality, plan.solver, plan.workload
+    assert plan.estimate and plan.quality, "a plan that the planner made"
+    estimate, quality, workload = plan.estimate, plan.quality, plan.workload
     unit, unit_bytes = _memory_unit(plan)
     head = ("stage", "device", "layers", "bits", "memory", unit, "prefill", "decode")
     rows = []
@@ -79,8 +80,9 @@ def plan_table(plan: Plan) -> str:
             f"loss {quality.predicted:.4f} of at most {quality.limit:.4f} {quality.unit}: perplexity "
             f"+{math.expm1(quality.predicted):.1%} predicted, +{quality.max_perplexity_increase:.1%} at most",
         ),
-        ("solver", _solver_words(solver)),
     ]
+    if plan.solver:
+        facts.append(("solver", _solver_words(plan.solver)))
     if any("*" in row[3] for row in rows):
         facts.insert(0, ("bits", "* counted by bits; the order of the layers is in plan.json"))
     if any(device.is_emulated for device in plan.devices):
