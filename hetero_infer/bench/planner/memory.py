@@ -115,10 +115,10 @@ class Case:
 CASES = (
     Case("Llama 7B", LLAMA_7B, [[4] * 3, [8, 4]], Workload(4, 62, 2), 2, 4),
     Case("TinyLlama", TINY_LLAMA, [[16] * 5, [16, 8, 8, 4, 16, 16, 16]], Workload(8, 126, 2), 4, 4),
-    Case("Llama 3 1B", LLAMA_3_1B, [[3, 4], [16, 16, 16]], Workload(4, 255, 2), 2, 2, head_bits=8),
+    Case("Llama 3 1B", LLAMA_3_1B, [[3, 4], [16, 16, 16, 8]], Workload(4, 255, 2), 2, 2, head_bits=8),
     Case("OPT 3B", OPT_3B, [[8] * 4 + [16], [4, 16, 16]], Workload(6, 100, 2), 3, 6),
     Case("BLOOM 560M", BLOOM_560M, [[16] * 2, [8] * 2], Workload(16, 40, 2), 8, 16),
-    Case("Qwen 3", QWEN_3, [[16] * 8 + [4] * 8], Workload(6, 380, 2), 2, 6),
+    Case("Qwen 3", QWEN_3, [[16] * 8 + [4] * 8], Workload(4, 380, 2), 2, 4),
 )
 
 
@@ -138,10 +138,12 @@ class Measured:
     @property
     def cells(self) -> tuple[str, ...]:
         plan, load = self.case.plan, self.case.workload
+        bits, head = _bits(self.case.bits[self.stage]), plan.head_choice
+        is_last = self.stage == len(plan.stages) - 1
         return (
             self.case.model,
             f"{self.stage + 1} of {len(plan.stages)}",
-            _bits(self.case.bits[self.stage]),
+            f"{bits}, head {head.bits}" if is_last and head.is_quantised else bits,
             str(load.batch_size),
             f"{load.prompt_tokens}+{load.new_tokens}",
             f"{plan.prefill_micro_batch_size}/{plan.decode_micro_batch_size}",
