@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
+from hetero_infer.checkpoint.pieces import read_tensor
 from hetero_infer.spec import InputError, ModelSpec
 from hetero_infer.spec.files import read_text
 
 INDEX = "model.safetensors.index.json"
 WHOLE = "model.safetensors"
-CHUNK_BYTES = 2**22
 
 
 class ModelFolder:
@@ -69,17 +69,12 @@ class ModelFolder:
             raise InputError(f"model {self.path}: the tensor {name} is missing")
         file = self._file_of[found]
         with _opened(file) as tensors:
-            shape = tensors.get_slice(found).get_shape()
-            if not shape:
+            if not tensors.get_slice(found).get_shape():
                 raise InputError(f"model {self.path}: the tensor {name} is a single number")
             stored_type = tensors.get_slice(found)[:0].dtype
         if not stored_type.is_floating_point:
             raise InputError(f"model {self.path}: the tensor {name} is {stored_type}, not floating point")
-        tensor = torch.empty(shape, dtype=dtype or stored_type, device=device)
-        rows = max(1, CHUNK_BYTES // max(1, tensor[:1].numel() * stored_type.itemsize))
-        for first in range(0, len(tensor), rows):  # mapped pages count as memory until the file is closed
-            with _opened(file) as tensors:
-                tensor[first : first + rows] = tensors.get_slice(found)[first : first + rows]
+        tensor = read_tensor(file, found, dtype, device)
         if not tensor.sum(dtype=torch.float32).isfinite() and not tensor.isfinite().all():
             raise InputError(f"model {self.path}: the tensor {name} has NaN or infinite values as {tensor.dtype}")
         return tensor

@@ -21,6 +21,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
+from hetero_infer.checkpoint.pieces import read_tensor
 from hetero_infer.spec import Choice, InputError
 from hetero_infer.spec.files import digest_of, read_json, write_atomically
 from hetero_infer.spec.model import Layer
@@ -81,10 +82,7 @@ class ShardStore:
         try:
             with safe_open(path, "pt") as shard:
                 header, names = json.loads(shard.metadata()[HEADER]), list(shard.keys())
-            tensors = {}
-            for name in names:
-                with safe_open(path, "pt") as shard:  # mapped pages count as memory until the file is closed
-                    tensors[name] = shard.get_tensor(name).clone()
+            tensors = {name: read_tensor(path, name) for name in names}
         except UNREADABLE as error:
             raise _damaged(path, str(error)) from error
         if header.get("sha256") != _sha256(tensors):

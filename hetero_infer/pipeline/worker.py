@@ -5,10 +5,11 @@ python -m hetero_infer.pipeline.worker --plan plan.json --config run.toml --devi
 
 import argparse
 import logging
+import os
 import sys
 import traceback
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from hetero_infer.spec import Fleet, HeteroInferError, Plan, RunConfig
 from hetero_infer.spec.sampling import Sampling
@@ -116,5 +117,16 @@ def _generate(channel: WorkerChannel, engine: Any, requests: list[dict[str, Any]
     )
 
 
+def leave(code: int) -> NoReturn:
+    """End the process without finalising Python.
+
+    A thread of gloo lets go of the last broadcast's tensor some time after it, and asks for the interpreter's lock to
+    do so. While Python is being finalised that ends the thread inside a destructor, and the process with SIGABRT.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

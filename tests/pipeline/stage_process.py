@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hetero_infer.pipeline.device import join_process_group
+from hetero_infer.pipeline.worker import leave
 from hetero_infer.spec import HeteroInferError, Plan
 
 RUNTIME_DOES_WITHOUT = ("auto_gptq", "transformers", "pyomo", "highspy", "tests.greedy")
@@ -81,3 +82,4 @@ def _run(case: dict[str, Any], stage: int, runtime: Any) -> dict[str, Any]:
 
 if __name__ == "__main__":
     main()
+    leave(0)

@@ -1,5 +1,7 @@
 """What the worker of stage 0 says and hears while a batch runs. Its engine here is the first stage's half of one."""
 
+import subprocess
+import sys
 from collections import deque
 from collections.abc import Callable
 from dataclasses import asdict
@@ -93,3 +95,10 @@ def test_a_cancellation_that_comes_late_cancels_nothing() -> None:
     channel = Channel({1: [{"command": "cancel", "request": 3}]})  # of an earlier batch
     _generate(channel, Engine(), [request(7)])
     assert len(channel.of("tokens", 7)) == 6
+
+
+def test_a_worker_leaves_before_python_is_finalised_and_what_it_said_is_heard() -> None:
+    says = "import atexit\natexit.register(print, 'late')\nprint('said')\n"
+    leaves = "from hetero_infer.pipeline.worker import leave\nleave(3)\n"
+    left = subprocess.run([sys.executable, "-c", says + leaves], stdout=subprocess.PIPE, text=True, check=False)
+    assert (left.returncode, left.stdout) == (3, "said\n")

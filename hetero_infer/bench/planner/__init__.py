@@ -1,6 +1,6 @@
 """`hetero-infer bench planner`: each file measures one claim about the planner and gives a `Section`."""
 
-from hetero_infer.bench.planner import baselines, clusters, exactness, helix, large, reality, schedules, streams
+from hetero_infer.bench.planner import baselines, clusters, exactness, helix, large, memory, reality, schedules, streams
 from hetero_infer.bench.runner import Measure
 
 SECTIONS: dict[str, Measure] = {  # by name, in the order they run
@@ -16,4 +16,5 @@ SECTIONS: dict[str, Measure] = {  # by name, in the order they run
     "held out": helix.measure_holdout,
     "mixes": helix.measure_mixes,
     "large": large.measure,
+    "memory": memory.measure,
 }

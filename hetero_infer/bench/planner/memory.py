@@ -16,7 +16,7 @@ from typing import Any
 from hetero_infer.bench.planner.random_model import DIGEST, write_random_model
 from hetero_infer.bench.section import Demand, Section
 from hetero_infer.cost.memory import PROCESS_BYTES, plan_memory
-from hetero_infer.spec import UNQUANTISED, Choice, Device, HeteroInferError, Plan, Workload
+from hetero_infer.spec import Choice, Device, HeteroInferError, Plan, Workload
 from hetero_infer.spec.plan import StagePlan
 from hetero_infer.spec.sampling import Sampling
 from hetero_infer.supervisor.setup import Commands, Limits
@@ -82,7 +82,7 @@ BLOOM_560M = {"model_type": "bloom", "vocab_size": 250880, "hidden_size": 1024, 
 
 @dataclass(frozen=True)
 class Case:
-    """`bits[stage]` are those of its decoder layers."""
+    """`bits[stage]` are those of its decoder layers; the embedding has 16."""
 
     model: str
     config: Mapping[str, Any]
@@ -90,16 +90,17 @@ class Case:
     workload: Workload
     prefill_size: int
     decode_size: int
+    head_bits: int = 16
 
     @property
     def plan(self) -> Plan:
-        decoders = [Choice(bits, 64 if bits < 16 else 0) for bits in chain.from_iterable(self.bits)]
-        choices = [UNQUANTISED, *decoders, UNQUANTISED]
+        bits = [16, *chain.from_iterable(self.bits), self.head_bits]
+        choices = [Choice(b, 64 if b < 16 else 0) for b in bits]
         ends = list(accumulate(map(len, self.bits)))
         bounds = pairwise([0, *(end + 1 for end in ends[:-1]), len(choices)])
         devices = tuple(Device("localhost", slot, "cpu", 64 * GIB) for slot in range(len(self.bits)))
         return Plan(
-            model={"path": self.model, "digest": DIGEST, "num_hidden_layers": len(decoders)},
+            model={"path": self.model, "digest": DIGEST, "num_hidden_layers": len(choices) - 2},
             devices=devices,
             workload=self.workload,
             stages=tuple(
@@ -112,13 +113,12 @@ class Case:
 
 
 CASES = (
-    Case("Llama 7B", LLAMA_7B, [[4] * 3, [8, 4]], Workload(4, 62, 3), 2, 4),
-    Case("Llama 7B", LLAMA_7B, [[16], [16], [16]], Workload(2, 300, 2), 1, 2),
-    Case("TinyLlama", TINY_LLAMA, [[16] * 5, [16, 8, 8, 4, 16, 16, 16]], Workload(8, 126, 3), 4, 4),
-    Case("Llama 3 1B", LLAMA_3_1B, [[3] * 3, [8, 4, 3]], Workload(4, 255, 2), 2, 2),
-    Case("OPT 3B", OPT_3B, [[8] * 4 + [16], [4, 16, 16]], Workload(6, 100, 3), 3, 6),
-    Case("BLOOM 560M", BLOOM_560M, [[16] * 2, [8] * 2], Workload(16, 40, 3), 8, 16),
-    Case("Qwen 3", QWEN_3, [[16] * 8 + [4] * 8], Workload(6, 380, 4), 2, 6),
+    Case("Llama 7B", LLAMA_7B, [[4] * 3, [8, 4]], Workload(4, 62, 2), 2, 4),
+    Case("TinyLlama", TINY_LLAMA, [[16] * 5, [16, 8, 8, 4, 16, 16, 16]], Workload(8, 126, 2), 4, 4),
+    Case("Llama 3 1B", LLAMA_3_1B, [[3, 4], [16, 16, 16, 8]], Workload(4, 255, 2), 2, 2, head_bits=8),
+    Case("OPT 3B", OPT_3B, [[8] * 4 + [16], [4, 16, 16]], Workload(6, 100, 2), 3, 6),
+    Case("BLOOM 560M", BLOOM_560M, [[16] * 2, [8] * 2], Workload(16, 40, 2), 8, 16),
+    Case("Qwen 3", QWEN_3, [[16] * 8 + [4] * 8], Workload(4, 380, 2), 2, 4),
 )
 
 
@@ -138,10 +138,12 @@ class Measured:
     @property
     def cells(self) -> tuple[str, ...]:
         plan, load = self.case.plan, self.case.workload
+        bits, head = _bits(self.case.bits[self.stage]), plan.head_choice
+        is_last = self.stage == len(plan.stages) - 1
         return (
             self.case.model,
             f"{self.stage + 1} of {len(plan.stages)}",
-            _bits(self.case.bits[self.stage]),
+            f"{bits}, head {head.bits}" if is_last and head.is_quantised else bits,
             str(load.batch_size),
             f"{load.prompt_tokens}+{load.new_tokens}",
             f"{plan.prefill_micro_batch_size}/{plan.decode_micro_batch_size}",
@@ -184,7 +186,7 @@ def measure_case(case: Case) -> list[Measured]:
     config = {**case.config, layers: plan.model["num_hidden_layers"]}
     with tempfile.TemporaryDirectory(prefix="hetero-infer-memory-") as name:
         folder = Path(name)
-        spec = write_random_model(folder / "model", folder / "checkpoint", config, plan.decoder_choices)
+        spec = write_random_model(folder / "model", folder / "checkpoint", config, plan.layer_choices)
         plan.save(folder / "plan.json")
         (folder / "run.toml").write_text(RUN.format(folder=folder, **asdict(case.workload)))
         peaks = asyncio.run(_peaks(plan, folder))
@@ -217,7 +219,7 @@ async def _peaks(plan: Plan, folder: Path) -> list[int]:
                     peaks[stage] = event["num_bytes"]
 
         end = await workers[stage].watch(hear)
-        if stage not in peaks:  # the last that a worker says
+        if not end.exited_cleanly:
             raise HeteroInferError(f"the worker of stage {stage} {end.what}")
 
     try:
