@@ -223,19 +223,25 @@ def plan_for(
             )
         if old.inputs_digest == digest:
             return old
+    from hetero_infer.planner.fleet.fleet import plan_fleet, plan_one_or_several
     from hetero_infer.planner.requests import admitting, propose
     from hetero_infer.planner.search import find_plan
 
     def find(request: "PlanRequest", time_limit_s: float) -> Plan:
         return admitting(find_plan(request, time_limit_s=time_limit_s, gap=config.planner_gap), request)
 
+    time_limit_s, gap = config.planner_time_limit_s, config.planner_gap
     if config.requests:
-        proposals = propose(request, find, config.planner_time_limit_s)
+        proposals = propose(request, find, time_limit_s)
         tell(proposals)
-        plan = proposals[0].plan
+        fleet = Fleet((proposals[0].plan,))
+    elif config.planner_replicas is None:
+        fleet = plan_one_or_several(request, time_limit_s=time_limit_s, gap=gap)
+    elif config.planner_replicas > 1:
+        fleet = plan_fleet(request, time_limit_s=time_limit_s, gap=gap, replicas=config.planner_replicas)
     else:
-        plan = find(request, config.planner_time_limit_s)
-    fleet = Fleet((plan,)).made_from(digest)
+        fleet = Fleet((find(request, time_limit_s),))
+    fleet = fleet.made_from(digest)
     fleet.save(path)
     return fleet
 
@@ -353,7 +359,10 @@ def _inputs_digest(config: RunConfig, request: "PlanRequest") -> str:
                 for choices in (request.choices, request.embedding_choices, request.head_choices)
             ],
             "max_perplexity_increase": request.max_perplexity_increase,
-            "planner": [config.planner_time_limit_s, config.planner_gap, config.planner_objective],
+            "planner": [
+                *(config.planner_time_limit_s, config.planner_gap),
+                *(config.planner_objective, config.planner_replicas),
+            ],
         },
         config.profile.read_bytes() if config.profile.exists() else b"",
         config.sensitivity.read_bytes(),

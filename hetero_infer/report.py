@@ -43,8 +43,8 @@ def fleet_table(fleet: Fleet) -> str:
 
 def plan_table(plan: Plan) -> str:
     """Stages, bits, memory and seconds, then the promise and how sure it is."""
-    assert plan.estimate and plan.quality and plan.solver, "a plan that the planner made"
-    estimate, quality, solver, workload = plan.estimate, plan.quality, plan.solver, plan.workload
+    assert plan.estimate and plan.quality, "a plan that the planner made"
+    estimate, quality, workload = plan.estimate, plan.quality, plan.workload
     unit, unit_bytes = _memory_unit(plan)
     head = ("stage", "device", "layers", "bits", "memory", unit, "prefill", "decode")
     rows = []
@@ -80,8 +80,9 @@ def plan_table(plan: Plan) -> str:
             f"loss {quality.predicted:.4f} of at most {quality.limit:.4f} {quality.unit}: perplexity "
             f"+{math.expm1(quality.predicted):.1%} predicted, +{quality.max_perplexity_increase:.1%} at most",
         ),
-        ("solver", _solver_words(solver)),
     ]
+    if plan.solver:
+        facts.append(("solver", _solver_words(plan.solver)))
     if any("*" in row[3] for row in rows):
         facts.insert(0, ("bits", "* counted by bits; the order of the layers is in plan.json"))
     if any(device.is_emulated for device in plan.devices):

@@ -510,6 +510,23 @@ def test_what_is_of_one_pipeline_is_not_skipped_in_silence(
     assert json.loads(capsys.readouterr().out)["skipped"].keys() == {"pareto"}
 
 
+@pytest.mark.parametrize(("said", "replicas"), [("2", {2}), ('"auto"', {1, 2})])
+def test_replicas_are_planned_where_the_config_asks_for_them(
+    run: Run, capsys: pytest.CaptureFixture[str], said: str, replicas: set[int]
+) -> None:
+    run.config.write_text(run.config.read_text() + f"[planner]\nreplicas = {said}\ntime_limit_s = 10\ngap = 0.5\n")
+    assert run("plan", "--json") == 0
+    capsys.readouterr()
+    path = run.path / "out" / "plan.json"
+    fleet = Fleet.load(path)
+    assert len(fleet.replicas) in replicas and fleet.workload.batch_size == 4
+    assert not fleet.is_edited
+    for number in range(len(fleet.replicas)):
+        assert run("check", path, "--replica", number) == 0
+    assert run("plan") == 0
+    assert "tokens/s" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("asked", [(), ("--replica", "2"), ("--replica", "-1")])
 def test_of_several_replicas_one_must_be_asked_for(
     asked: tuple[str, ...], run: Run, fleet_path: Path, capsys: pytest.CaptureFixture[str]

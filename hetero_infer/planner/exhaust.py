@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hetero_infer.planner.least_omega import Floats, Integers
+from hetero_infer.planner.arrays import Floats, Integers
 from hetero_infer.planner.relaxation import Dual, Relaxation
 from hetero_infer.planner.ring_paths import CostToGo, Hop
 from hetero_infer.planner.space import Pick, Pipeline, Space

@@ -46,7 +46,12 @@ def find_plan(request: PlanRequest, *, time_limit_s: float, gap: float, must_use
     search_space = SearchSpace(request, must_use)
     found = BranchAndBound(search_space, SEARCH_GAP * gap).run(started_s + SEARCH_SHARE * time_limit_s)
     if found.pipeline is None:
-        if found.is_finished and not search_space.is_restricted:
+        if found.is_finished and search_space.is_restricted:
+            raise HeteroInferError(
+                f"no plan with at most {search_space.most_mixed} different choices in a stage, and all mixes of "
+                f"{len(request.choices)} choices would not fit this machine's memory; take fewer [quality] choices"
+            )
+        if found.is_finished:
             raise InfeasibleError(why_infeasible(request, time_limit_s=max(1.0, 0.3 * time_limit_s)))
         raise HeteroInferError(
             "the planner's time limit came before it found a plan or proved that there is none; raise [planner] "

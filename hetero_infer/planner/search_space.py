@@ -6,8 +6,9 @@ from functools import cached_property
 
 import numpy as np
 
+from hetero_infer.planner.arrays import Bools, Floats, Integers
 from hetero_infer.planner.device_classes import DeviceClass, best_link, device_classes, has_one_link
-from hetero_infer.planner.least_omega import Bools, Floats, Integers, LeastOmega, TooManyCounts
+from hetero_infer.planner.least_omega import LeastOmega, TooManyCounts
 from hetero_infer.planner.objective import ClosedForm, closed_form, shared_prefills
 from hetero_infer.planner.problem import (
     QUALITY_TOLERANCE,

@@ -50,6 +50,7 @@ class RunConfig:
     planner_time_limit_s: float
     planner_gap: float
     planner_objective: Objective
+    planner_replicas: int | None  # None: one or several, whichever is faster
     host: str
     port: int
 
@@ -124,6 +125,7 @@ class RunConfig:
             planner_time_limit_s=float(reader.take("planner", "time_limit_s", float, 60)),
             planner_gap=float(reader.take("planner", "gap", float, 1e-3)),
             planner_objective=Objective(objective),
+            planner_replicas=reader.number_or_auto("planner", "replicas", 1),
             host=reader.take("server", "host", str, "127.0.0.1"),
             port=reader.take("server", "port", int, 8000),
         )
@@ -151,6 +153,13 @@ class RunConfig:
             raise InputError(
                 f"[planner] objective = {self.planner_objective}: 'steady' is for [workload] arrivals, the others are "
                 "for batches"
+            )
+        if self.planner_replicas is not None and self.planner_replicas < 1:
+            raise InputError(f"[planner] replicas = {self.planner_replicas}, must be at least 1, or 'auto'")
+        if self.planner_replicas != 1 and (self.requests or self.arrivals):
+            raise InputError(
+                "[planner] replicas: several are planned for prompt_tokens and new_tokens, not for requests or arrivals; "
+                "take replicas out, or say the two lengths instead"
             )
         if not 0 <= self.planner_gap < 1:
             raise InputError(f"[planner] gap = {self.planner_gap:g}: a share of the plan's seconds, 0 or more, below 1")
@@ -199,6 +208,12 @@ class _Reader:
         self.asked.setdefault(table, set()).update(keys)
         entries = self.content.get(table, {})
         return isinstance(entries, dict) and any(key in entries for key in keys)
+
+    def number_or_auto(self, table: str, key: str, default: int) -> int | None:
+        """None for `"auto"`."""
+        if self.says_one(table, (key,)) and self.content[table][key] == "auto":
+            return None
+        return int(self.take(table, key, int, default))
 
     def choices(self, table: str, key: str, default_bits: Iterable[int]) -> tuple[Choice, ...]:
         entries = self.take(table, key, list, [{"bits": bits} for bits in default_bits])

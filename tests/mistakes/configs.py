@@ -126,6 +126,8 @@ def out_of_range() -> Iterator[Mistake]:
     yield added("[planner]\ntime_limit_s = -1", "time_limit_s = -1, must be above 0")
     yield added("[planner]\ntime_limit_s = 1e999", "[planner] time_limit_s = inf is not a finite number")
     yield added(f"[planner]\ntime_limit_s = {HUGE}", "[planner] time_limit_s = 99999")
+    yield added("[planner]\nreplicas = 0", "[planner] replicas = 0, must be at least 1, or 'auto'")
+    yield added("[planner]\nreplicas = 'two'", "[planner] replicas = 'two' is not a whole number")
     yield added("[planner]\nobjective = 'sum'", "objective = 'sum'; it is one of ring, llm-pq")
     yield added("[server]\nport = 65536", "[server] port = 65536: ports go from 0")
     yield added("[server]\nport = -1", "[server] port = -1: ports go from 0")

@@ -83,6 +83,7 @@ def test_the_configs_that_come_with_it_can_be_read(path: Path) -> None:
         ("[planner]\ntime_limit_s = 'long'", "[planner] time_limit_s = 'long' is not a number"),
         ("[server]\nport = '80'", "[server] port = '80' is not a whole number"),
         ("[server]\nport = true", "[server] port = True is not a whole number"),
+        ("[planner]\nreplicas = 'two'", "[planner] replicas = 'two' is not a whole number"),
         ("[planner]\nobjective = 'sum'", "objective = 'sum'; it is one of ring, llm-pq"),
         ("[quality]\nmax_perplexity_increase = -1", "max_perplexity_increase = -1.0, must not be negative"),
         ("[quality]\nchoices = []", "[quality] choices is empty; allow at least {bits = 16}"),

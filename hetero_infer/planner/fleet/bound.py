@@ -23,6 +23,8 @@ FIRST_CLAIM = 0.75  # of what a known fleet takes
 BOLDNESS = 0.2  # of the way to it, for the next claim
 PATIENCE = 0.5  # of the time left, for one claim
 SOLVES_PER_PRICES = 48
+WORTH_A_MOVE = 2e-3  # that the cheapest replica may become dearer by
+LEAST_PRICE = 1e-4  # of all devices of a kind: for nothing a replica would take as many as there are
 # How much a range's width counts when a cell is split: of seconds as a share of the limit, else in logarithms.
 WEIGHTS = {"sequences": 0.3, "decode_micro_batches": 0.4, "busy_s": 0.7, "round_s": 0.3}
 
@@ -75,28 +77,33 @@ class FleetBound:
             cells = self._split(leaf.cell, limit_s) if leaf.turn == self._turn else (leaf.cell,)
             for cell in cells:
                 cheapest = self._relaxation.cheapest(cell, self._prices, limit_s)
-                new = _Leaf(cheapest.price, next(self._numbers), cell, self._turn, cheapest.devices)
-                heapq.heappush(leaves, new)
+                price = max(leaf.price, cheapest.price)  # what holds for all of a cell holds for a part of it
+                heapq.heappush(leaves, _Leaf(price, next(self._numbers), cell, self._turn, cheapest.devices))
             solves += len(cells)
         self._cells = [leaf.cell for leaf in leaves]
         return leaves[0].price * self._batch_size > 1
 
     def _move_prices(self, leaves: list[_Leaf]) -> None:
-        """Half way to those at which the cheapest of the leaves' replicas is dearest.
+        """Half way to those at which the cheapest of the leaves' replicas is dearest, where that promises something.
 
-        A leaf's price stays a bound when it falls as much as the price of a device falls most.
+        A leaf's price stays a bound when it falls as much as the price of a device falls most, or by what the devices
+        that got cheaper save when it has all of them.
         """
-        used = np.array([leaf.devices for leaf in leaves if len(leaf.devices)])
-        rows = np.vstack([np.hstack([used, -np.ones((len(used), 1))]), [*self._rates.counts, 0.0]])
+        used = np.array([leaf.devices for leaf in leaves if leaf.devices.any()])
+        counts = self._rates.counts
+        rows = np.vstack([np.hstack([used, -np.ones((len(used), 1))]), [*counts, 0.0]])
         at_least = np.array([0.0] * len(used) + [1.0])
         at_most = np.array([math.inf] * len(used) + [1.0])
         dearest = minimise(np.array([0.0] * used.shape[1] + [-1.0]), rows, at_least, at_most)
-        if dearest is None:
+        if dearest is None or -dearest.value < leaves[0].price * (1 + WORTH_A_MOVE):
             return
-        prices = (self._prices + dearest.x[:-1]) / 2
+        prices = np.maximum((self._prices + dearest.x[:-1]) / 2, LEAST_PRICE / counts)
+        prices /= prices @ counts
         fall = float((prices / self._prices).min())
+        saved = float(np.maximum(0, self._prices - prices) @ counts)
         for leaf in leaves:
-            leaf.price *= min(1.0, fall)
+            leaf.price = max(leaf.price * min(1.0, fall), leaf.price - saved / leaf.cell.sequences[0])
+        heapq.heapify(leaves)
         self._prices = prices
         self._turn += 1
 

@@ -54,6 +54,11 @@ class FleetSearch:
         return [pipeline for _, pipeline in self._best]
 
     @property
+    def effort(self) -> str:
+        planned = sum(len(template.found) for template in self._templates.values())
+        return f"{len(self._templates)} templates of replicas, {planned} planned"
+
+    @property
     def _num_known(self) -> int:
         """Templates, and pipelines planned or given up."""
         return sum(1 + len(template.found) for template in self._templates.values())

@@ -1,0 +1,59 @@
+"""Replicas planned once more by the exact search of one pipeline, each on its own devices and for its own share.
+
+In: the plans of a fleet, and a deadline. Out: the same fleet, its replicas as fast or faster.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+
+from hetero_infer.planner.request import PlanRequest
+from hetero_infer.planner.search import find_plan
+from hetero_infer.spec.errors import HeteroInferError
+from hetero_infer.spec.plan import Plan, StagePlan
+
+LEAST_S = 0.5  # that an exact search is worth starting for
+
+
+def polished(request: PlanRequest, plans: Sequence[Plan], *, deadline_s: float, gap: float) -> list[Plan]:
+    """The slowest first, for it makes the fleet wait; of alike replicas one is planned, for all of them."""
+    better = list(plans)
+    groups: dict[object, list[int]] = {}
+    for number, plan in sorted(enumerate(plans), key=lambda item: -closed_form_s(item[1])):
+        groups.setdefault(_what_it_is(plan), []).append(number)
+    for left, numbers in zip(range(len(groups), 0, -1), groups.values(), strict=True):
+        left_s = (deadline_s - time.monotonic()) / left
+        if left_s < LEAST_S:
+            break
+        draft = plans[numbers[0]]
+        try:
+            plan = find_plan(_alone(request, draft), time_limit_s=left_s, gap=gap)
+        except HeteroInferError:
+            continue
+        if closed_form_s(plan) < closed_form_s(draft):
+            for number in numbers:
+                better[number] = _moved(plan, plans[number])
+    return better
+
+
+def closed_form_s(plan: Plan) -> float:
+    assert plan.estimate
+    return plan.estimate.closed_form_s
+
+
+def _alone(request: PlanRequest, plan: Plan) -> PlanRequest:
+    """The request of this replica, as if it had no others beside it."""
+    return replace(request, cluster=replace(request.cluster, devices=plan.devices), workload=plan.workload)
+
+
+def _what_it_is(plan: Plan) -> object:
+    """The same for replicas that take the same plan on devices of their own."""
+    places = ((device.host, replace(device, host="", slot=0)) for device in plan.devices)
+    return tuple(places), plan.workload
+
+
+def _moved(plan: Plan, other: Plan) -> Plan:
+    """On the devices of `other`, which are the same in the same order."""
+    names = {mine.name: theirs.name for mine, theirs in zip(plan.devices, other.devices, strict=True)}
+    stages = tuple(StagePlan(names[stage.device], stage.layers) for stage in plan.stages)
+    return replace(plan, devices=other.devices, stages=stages)
