@@ -40,9 +40,16 @@ def least_loss_plan(request: PlanRequest) -> Plan | None:
 
 
 def held_layers(request: PlanRequest) -> tuple[int, ...]:
-    """Decoder layers that each device holds at its lowest bits, in the order in which they hold most."""
-    packings = _packings(request, None)
-    return max((tuple(room.most(room.densest) for room in packing.rooms) for packing in packings), key=sum)
+    """Decoder layers that each device holds at its lowest bits, in the order in which they hold most.
+
+    None in an order whose first or last device has no room for a layer beside its end.
+    """
+
+    def held(packing: _Packing) -> tuple[int, ...]:
+        layers = tuple(room.most(room.densest) for room in packing.rooms)
+        return layers if layers[0] and layers[-1] else (0,) * len(layers)
+
+    return max(map(held, _packings(request, None)), key=sum)
 
 
 def _packings(request: PlanRequest, allowed: Allowed | None) -> "Iterator[_Packing]":

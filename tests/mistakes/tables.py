@@ -45,7 +45,6 @@ def profile_mistakes() -> Iterator[Mistake]:
     scattered = "".join(f"cpu,tiny,48,88,3,32,float,prefill,{batch},{8 * batch},0,0.1\n" for batch in (1, 2, 4))
     says = "prefill of tiny's decoder at 3g32 bits on cpu: 3 points that are no whole grid determine no regression"
     yield profile(first_row, f"{scattered}{first_row}", says, SIMULATE, "profile")
-    yield profile("tiny#head", "tiny#tail", "head at 16 bits on cpu has no rows", PLAN, "profile")
 
 
 def links_mistakes() -> Iterator[Mistake]:

@@ -1,12 +1,14 @@
 """`check_plan` accepts what the planner made and says what is wrong with what a hand made of it."""
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 import pytest
 
-from hetero_infer.bench.planner.tiny import FOUR, PlanRequest, random_request
+from hetero_infer.bench.planner.tiny import FOUR, PlanRequest, RandomLatency, random_request
+from hetero_infer.cost.latency import LayerKind
 from hetero_infer.planner.check import check_plan
-from hetero_infer.spec import UNQUANTISED, Choice, Plan
+from hetero_infer.spec import UNQUANTISED, Choice, Device, Plan
 from tests.planner.all_devices import plan_with_all
 
 
@@ -71,6 +73,22 @@ def with_head(plan: Plan, choice: Choice) -> Plan:
 def test_an_end_without_an_indicator_is_said(plan: Plan, request_: PlanRequest) -> None:
     (sentence,) = violations(with_head(plan, FOUR), request_)
     assert sentence.startswith("the sensitivity table has no head at 4g64 bits")
+
+
+class WithoutHeads(RandomLatency):
+    """No head was measured anywhere."""
+
+    def allowed_choices(
+        self, device: Device, choices: Iterable[Choice], kind: LayerKind = "decoder"
+    ) -> tuple[Choice, ...]:
+        return () if kind == "head" else tuple(choices)
+
+
+def test_what_was_not_measured_is_said_where_seconds_are_asked_for(plan: Plan, request_: PlanRequest) -> None:
+    assert violations(plan, request_) == []
+    (sentence,) = check_plan(plan, request_.model, request_.sensitivity, WithoutHeads(0))
+    last = plan.device_of(1)
+    assert sentence.startswith(f"stage 1 ({last.type} on {last.name}) has a head at 16 bits, for which nothing was")
 
 
 def test_what_an_end_loses_counts(plan: Plan, request_: PlanRequest) -> None:

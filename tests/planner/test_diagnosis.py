@@ -6,10 +6,10 @@ from functools import cache
 
 import pytest
 
-from hetero_infer.bench.planner.tiny import _OnePair, random_request
+from hetero_infer.bench.planner.tiny import EIGHT, _OnePair, random_request
 from hetero_infer.planner.check import check_plan
 from hetero_infer.planner.diagnosis import nearest_remedies, why_infeasible
-from hetero_infer.planner.feasible import fitting_plans, least_loss_plan
+from hetero_infer.planner.feasible import fitting_plans, held_layers, least_loss_plan
 from hetero_infer.planner.request import PlanRequest
 from hetero_infer.spec import Device
 
@@ -81,6 +81,26 @@ def test_a_smaller_step_is_not_enough_where_memory_is_what_lacks() -> None:
                 if getattr(changed, what) < getattr(request.workload, what):
                     one_more = replace(changed, **{what: getattr(changed, what) + 1})
                     assert not has_a_plan(replace(request, workload=one_more)), remedy.says
+
+
+def test_of_what_the_devices_hold_no_more_is_said_than_a_plan_could_use() -> None:
+    for request in out_of_memory():
+        assert sum(held_layers(request)) < request.model.num_hidden_layers
+
+
+def test_what_the_ends_lose_at_their_best_counts_against_the_limit() -> None:
+    ends = {EIGHT: 0.25}
+    plain = random_request(1)
+    request = replace(
+        plain,
+        sensitivity=replace(plain.sensitivity, embedding=ends, head=ends),
+        embedding_choices=(EIGHT,),
+        head_choices=(EIGHT,),
+    )
+    best = sum(map(min, plain.sensitivity.omega)) + 0.5
+    says = why_infeasible(replace(request, omega_limit=best - 0.01), time_limit_s=60)
+    assert f"cannot be met: the best choice of every layer gives {best:.6g}" in says
+    assert "the best choice" not in why_infeasible(replace(request, omega_limit=best + 0.01), time_limit_s=60)
 
 
 def missing_from(request: PlanRequest) -> tuple[Device, float]:

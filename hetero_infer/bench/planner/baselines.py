@@ -177,7 +177,7 @@ def _duel(job: Job) -> Duel | NoPlan:
 
 def _undecided(without: Mapping[str, NoPlan]) -> list[str]:
     return [
-        f"{name}: no plan in {TIME_LIMIT_S:g} s, and none proven not to be"
+        f"{name}: no plan in {TIME_LIMIT_S:g} s, nor a proof that there is none"
         for name, none in without.items()
         if not none.is_proven
     ]

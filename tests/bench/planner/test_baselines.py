@@ -2,6 +2,7 @@
 
 import pytest
 
+from hetero_infer.bench.planner import baselines as bench
 from hetero_infer.bench.planner.baselines import Duel, demand, geometric_mean, why_near
 from hetero_infer.bench.planner.random_clusters import random_cluster_request
 from hetero_infer.bench.planner.tiny import random_request
@@ -9,6 +10,7 @@ from hetero_infer.cost.memory import decoder_layer_bytes, kv_cache_bytes
 from hetero_infer.planner.baselines.memory_proportional import memory_proportional
 from hetero_infer.planner.baselines.pipeedge import pipeedge
 from hetero_infer.planner.compare import compare
+from hetero_infer.planner.no_plan import NoPlan
 from hetero_infer.spec import Choice, Plan
 
 
@@ -49,6 +51,14 @@ def test_a_baseline_that_is_faster_is_named_and_the_demand_not_met() -> None:
     said = demand([won, lost])
     assert not said.is_met and lost.name in said.says and "the other" in said.says
     assert lost.others["the other"] == pytest.approx(1 / won.others["the other"])
+
+
+def test_a_cluster_without_a_plan_in_time_is_named_and_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "TIME_LIMIT_S", 0)
+    none = bench._duel(bench.Job("it", lambda: random_request(1), ilp_limit_s=1))
+    assert isinstance(none, NoPlan) and not none.is_proven
+    (line,) = bench._undecided({"it": none, "that": NoPlan("proven", is_proven=True)})
+    assert line.startswith("it: no plan in 0 s")
 
 
 def test_the_reason_of_a_near_duel_names_what_differs() -> None:
