@@ -158,8 +158,8 @@ class RunConfig:
             raise InputError(f"[planner] replicas = {self.planner_replicas}, must be at least 1, or 'auto'")
         if self.planner_replicas != 1 and (self.requests or self.arrivals):
             raise InputError(
-                "[planner] replicas: several are planned for prompt_tokens and new_tokens, not for requests or arrivals; "
-                "take replicas out, or say the two lengths instead"
+                "[planner] replicas: several are planned for prompt_tokens and new_tokens, not for requests or "
+                "arrivals; take replicas out, or say the two lengths instead"
             )
         if not 0 <= self.planner_gap < 1:
             raise InputError(f"[planner] gap = {self.planner_gap:g}: a share of the plan's seconds, 0 or more, below 1")

@@ -13,9 +13,10 @@ from hetero_infer.spec.errors import HeteroInferError
 from hetero_infer.spec.plan import Plan, StagePlan
 
 LEAST_S = 0.5  # that an exact search is worth starting for
+GAP = 1e-3
 
 
-def polished(request: PlanRequest, plans: Sequence[Plan], *, deadline_s: float, gap: float) -> list[Plan]:
+def polished(request: PlanRequest, plans: Sequence[Plan], *, deadline_s: float) -> list[Plan]:
     """The slowest first, for it makes the fleet wait; of alike replicas one is planned, for all of them."""
     better = list(plans)
     groups: dict[object, list[int]] = {}
@@ -27,7 +28,7 @@ def polished(request: PlanRequest, plans: Sequence[Plan], *, deadline_s: float, 
             break
         draft = plans[numbers[0]]
         try:
-            plan = find_plan(_alone(request, draft), time_limit_s=left_s, gap=gap)
+            plan = find_plan(_alone(request, draft), time_limit_s=left_s, gap=GAP)
         except HeteroInferError:
             continue
         if closed_form_s(plan) < closed_form_s(draft):

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
 
+from hetero_infer.bench.planner.tiny import FOUR, LOSS, RandomLatency
 from hetero_infer.cost import memory
 from hetero_infer.cost.timeline import decode_seconds, prefill_seconds
 from hetero_infer.planner.check import check_plan
@@ -19,7 +20,6 @@ from hetero_infer.planner.request import PlanRequest
 from hetero_infer.spec import UNQUANTISED, Cluster, Device, Link, Phase, SensitivityTable, Workload
 from hetero_infer.spec.plan import Plan, QualityPlan, StagePlan
 from tests.llama import llama_spec
-from hetero_infer.bench.planner.tiny import FOUR, LOSS, RandomLatency
 
 MOST_REPLICAS = 3
 
