@@ -83,8 +83,8 @@ def measure(shared: Path) -> Section:
         notes=(
             f"{MODEL}, {PROMPT_TOKENS} prompt and {NEW_TOKENS} new tokens, Ω mid in every replica, closed form, "
             f"{SEQUENCES_PER_DEVICE} sequences per device. Each 64 devices: {mix}.",
-            "The bound holds over every way to cut the devices into replicas and to plan each; docs/planner.md says "
-            "what keeps the gap from closing.",
+            "The bound holds over every way to cut the devices into replicas and to plan each. What stands in the way "
+            "of a smaller gap is the bound: its replicas need not be whole, nor its boxes small (docs/planner.md).",
         ),
         facts=facts,
     )

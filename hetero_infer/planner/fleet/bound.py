@@ -20,7 +20,7 @@ from hetero_infer.planner.fleet.relaxation import Cell, Relaxation
 from hetero_infer.spec.workload import Phase
 
 FIRST_CLAIM = 0.75  # of what a known fleet takes
-BOLDNESS = 0.12  # of the way to it, for the next claim
+BOLDNESS = 0.2  # of the way to it, for the next claim
 PATIENCE = 0.5  # of the time left, for one claim
 SOLVES_PER_PRICES = 48
 WORTH_A_MOVE = 2e-3  # that the cheapest replica may become dearer by
