@@ -24,7 +24,7 @@ from hetero_infer.spec.fleet import Fleet
 from hetero_infer.spec.objective import Objective
 from hetero_infer.spec.plan import Plan, QualityPlan, SolverReport, StagePlan
 
-SEARCH_SHARE, POLISH_SHARE = 0.3, 0.2  # of the time at most; the rest is for the bound
+SEARCH_SHARE, POLISH_SHARE = 0.25, 0.2  # of the time at most; the rest is for the bound
 ONE_PIPELINE_SHARE = 0.5  # of the time, where one and several are compared
 
 

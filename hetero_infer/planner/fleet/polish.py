@@ -22,8 +22,8 @@ def polished(request: PlanRequest, plans: Sequence[Plan], *, deadline_s: float) 
     groups: dict[object, list[int]] = {}
     for number, plan in sorted(enumerate(plans), key=lambda item: -closed_form_s(item[1])):
         groups.setdefault(_what_it_is(plan), []).append(number)
-    for left, numbers in zip(range(len(groups), 0, -1), groups.values(), strict=True):
-        left_s = (deadline_s - time.monotonic()) / left
+    for numbers in groups.values():
+        left_s = deadline_s - time.monotonic()
         if left_s < LEAST_S:
             break
         draft = plans[numbers[0]]
