@@ -131,12 +131,21 @@ def _plan(args: argparse.Namespace) -> int:
     tables: list[str] = []
     fleet = prepare.plan_for(config, request, config.plan, lambda proposals: tables.append(proposals_table(proposals)))
     if len(fleet.replicas) > 1:
-        alone = labelled("comparison", "baselines plan one pipeline, and this plan has several")
-        _show(args, fleet.to_json(), fleet_table(fleet) + f"\n{alone}" * args.compare)
-        if args.html:
-            raise InputError(
-                f"--html: a page is of one replica; 'hetero-infer explain {config.plan} --html' writes one"
+        skipped = {
+            about: why
+            for about, is_asked, why in (
+                ("comparison", args.compare, "baselines plan one pipeline, and this plan has several"),
+                ("pareto", args.pareto, "the front is of one pipeline, and this plan has several"),
+                (
+                    "page",
+                    args.html,
+                    f"of one replica: 'hetero-infer explain {config.plan} --replica 0 --html' writes it",
+                ),
             )
+            if is_asked
+        }
+        text = "\n".join([fleet_table(fleet), *(labelled(*one) for one in skipped.items())])
+        _show(args, fleet.to_json() | {"skipped": skipped}, text)
         return 0
     (plan,) = fleet.replicas
     why = why_not_uniform(request, plan)
@@ -185,7 +194,7 @@ def _explain(args: argparse.Namespace) -> int:
     others = {stage.device for replica in fleet.replicas if replica is not plan for stage in replica.stages}
     free = tuple(device for device in request.cluster.devices if device.name not in others)
     request = replace(request, workload=plan.workload, cluster=replace(request.cluster, devices=free))
-    violations = check_plan(plan, request.model, request.sensitivity)
+    violations = check_plan(plan, request.model, request.sensitivity, request.latency)
     if violations:
         _show(args, {"violations": violations}, "\n".join(violations))
         return 3

@@ -497,6 +497,19 @@ def test_replicas_are_told_together_and_one_by_one(
         assert f"localhost:{number}" in said and f"localhost:{1 - number}" not in said
 
 
+def test_what_is_of_one_pipeline_is_not_skipped_in_silence(
+    run: Run, fleet_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = run.path / "page.html"
+    assert run("plan", "--compare", "--pareto", "--html", page) == 0 and not page.exists()
+    said = " ".join(capsys.readouterr().out.split())
+    assert "comparison baselines plan one pipeline, and this plan has several" in said
+    assert "pareto the front is of one pipeline, and this plan has several" in said
+    assert "page of one replica: 'hetero-infer explain " in said and "--replica 0 --html' writes it" in said
+    assert run("plan", "--pareto", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["skipped"].keys() == {"pareto"}
+
+
 @pytest.mark.parametrize(("said", "replicas"), [("2", {2}), ('"auto"', {1, 2})])
 def test_replicas_are_planned_where_the_config_asks_for_them(
     run: Run, capsys: pytest.CaptureFixture[str], said: str, replicas: set[int]

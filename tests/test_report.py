@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from hetero_infer.planner.baselines.draft import NoPlan
 from hetero_infer.planner.compare import Compared
+from hetero_infer.planner.no_plan import NoPlan
 from hetero_infer.report import comparison_text, encodable, labelled, memory_bar, plan_table, run_lengths, text_table
 from hetero_infer.spec import (
     UNQUANTISED,

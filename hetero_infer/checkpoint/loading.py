@@ -6,6 +6,8 @@ A worker that has the pipeline layers `start` to `stop` of a plan does
     layers = [load_layer(folder, position, plan.layer_choices[position], shards) for position in range(start, stop)]
 """
 
+from collections.abc import Mapping
+
 import torch
 from torch import nn
 
@@ -22,21 +24,23 @@ def load_layer(
     shards: ShardStore | None = None,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
+    shared: Mapping[str, torch.Tensor] | None = None,
 ) -> nn.Module:
     """Layer `position` of `[embedding, decoder 0, …, decoder L-1, head]`, ready to run.
 
     16-bit weights, norms and biases come from the model folder, cast to `dtype`; the buffers of what is quantised
-    come from `shards` as they are. Tensors are read one at a time, so no more than one is held twice.
+    come from `shards` as they are. Tensors are read one at a time, so no more than one is held twice. `shared` are
+    parameters that another layer has already.
     """
     definition = layers_of(folder.spec)[position]
     with torch.device("meta"):
         module = definition.build(choice)
-    weights = {}
+    weights = dict(shared or {})
     if choice.is_quantised:
         if shards is None:
             raise InputError(f"{definition.name} at {choice}: quantised weights are in a checkpoint folder; name one")
         packed = shards.read(folder.spec.layer_at(position), choice)
-        weights = {name: tensor.to(device) for name, tensor in packed.items()}
+        weights |= {name: tensor.to(device) for name, tensor in packed.items()}
     for parameter in module.state_dict().keys() - weights.keys():
         weights[parameter] = folder.tensor(definition.tensor(parameter), dtype, device)
     try:

@@ -14,7 +14,7 @@ from hetero_infer.spec.files import read_text
 
 INDEX = "model.safetensors.index.json"
 WHOLE = "model.safetensors"
-CHUNK_BYTES = 2**24
+CHUNK_BYTES = 2**22
 
 
 class ModelFolder:

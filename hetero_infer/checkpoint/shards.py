@@ -80,8 +80,11 @@ class ShardStore:
             raise InputError(f"checkpoint {self.path}: {name} at {choice} is not there; quantise it first")
         try:
             with safe_open(path, "pt") as shard:
-                tensors = {name: shard.get_tensor(name).clone() for name in shard.keys()}  # noqa: SIM118 (no mapping)
-                header = json.loads(shard.metadata()[HEADER])
+                header, names = json.loads(shard.metadata()[HEADER]), list(shard.keys())
+            tensors = {}
+            for name in names:
+                with safe_open(path, "pt") as shard:  # mapped pages count as memory until the file is closed
+                    tensors[name] = shard.get_tensor(name).clone()
         except UNREADABLE as error:
             raise _damaged(path, str(error)) from error
         if header.get("sha256") != _sha256(tensors):

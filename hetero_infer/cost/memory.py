@@ -8,18 +8,19 @@ from dataclasses import dataclass
 
 from hetero_infer.cost.comm import activation_message_bytes
 from hetero_infer.spec.choice import UNQUANTISED, Choice
-from hetero_infer.spec.model import Linear, ModelSpec
+from hetero_infer.spec.model import Linear, ModelSpec, Rope
 from hetero_infer.spec.plan import Plan
 from hetero_infer.spec.workload import Phase, Workload
 
 ATTENTION_BLOCK_TOKENS = 256  # prefill attends in blocks of this many queries
 DEQUANTISE_BLOCK_WEIGHTS = {4: 2**16, 2: 2**22}  # by element_bytes, so on a CPU and on a GPU; or 32 input features
 BLOCK_BYTES = 12  # per weight of such a block: codes, zeros and scales on their way
-SCORE_BYTES = LOGIT_BYTES = 4  # float32, whatever the device computes in
-HIDDEN_ACTIVATIONS = 6  # hidden-sized tensors alive at once in a decoder layer
-MLP_ACTIVATIONS = 3  # gate, up and their product
-MARGIN_PERCENT = 6  # of all parts; docs/results.md has what was measured
-MESSAGE_BUFFERS = 4  # two to receive into, two to send from
+FLOAT32_BYTES = SCORE_BYTES = LOGIT_BYTES = 4  # whatever the device computes in
+MARGIN_PERCENT = 1  # of all parts: holes in the heap; docs/results.md has what was measured
+PROCESS_BYTES = 24 * 2**20  # beside a stage's memory, whatever it holds: code of libraries, gloo, MKL (on a CPU)
+MASK_BYTES = 9  # of a query and a key: seen or not, and how far apart
+ROW_BLOCK = 4  # the head's rows are padded to whole blocks, on one thread
+BUFFERS_PER_NEIGHBOUR = 2  # to receive into, or to send from
 
 
 @dataclass(frozen=True)
@@ -89,8 +90,8 @@ def workspace_bytes(
     decode_size: int,
     element_bytes: int,
     *,
+    is_first: bool,
     is_last: bool,
-    has_neighbours: bool,
     dequantises: bool,
 ) -> int:
     """Message buffers, and what is alive while a micro-batch is worked on: the larger of the two phases.
@@ -99,25 +100,24 @@ def workspace_bytes(
     a quantised decoder layer or head, which is unpacked into a buffer. What a quantised embedding looks up is less
     than a decoder layer's activations.
     """
-    shared = dequantise_bytes(model, element_bytes) if dequantises else 0
-    if has_neighbours:
-        shared += MESSAGE_BUFFERS * max(
-            activation_message_bytes(phase, sequences, sequences * tokens, model.hidden_size, element_bytes)
-            for phase, sequences, tokens in (
-                (Phase.PREFILL, prefill_size, workload.prompt_tokens),
-                (Phase.DECODE, decode_size, 1),
-            )
+    message = max(
+        activation_message_bytes(phase, sequences, sequences * tokens, model.hidden_size, element_bytes)
+        for phase, sequences, tokens in (
+            (Phase.PREFILL, prefill_size, workload.prompt_tokens),
+            (Phase.DECODE, decode_size, 1),
         )
-    phases = (
-        (prefill_size, workload.prompt_tokens, _prefill_score_bytes(model, workload)),
-        (decode_size, 1, _decode_score_bytes(model, workload, decode_size)),
     )
-    return shared + max(
-        _activation_bytes(model, sequences * tokens, element_bytes)
-        + scores
-        + (sequences * model.vocab_size * LOGIT_BYTES if is_last else 0)
-        for sequences, tokens, scores in phases
-    )
+    buffer = dequantise_bytes(model, element_bytes) if dequantises else 0
+    at_work = [
+        _layer_work_bytes(model, workload, phase, sequences, element_bytes, buffer)
+        for phase, sequences in ((Phase.PREFILL, prefill_size), (Phase.DECODE, decode_size))
+    ]
+    if is_last:
+        rows = _round_up(max(prefill_size, decode_size), ROW_BLOCK)
+        per_row = model.vocab_size * LOGIT_BYTES + 2 * model.hidden_size * element_bytes  # the input, also normed
+        at_work.append(rows * per_row + buffer)
+    neighbours = (not is_first) + (not is_last)
+    return neighbours * BUFFERS_PER_NEIGHBOUR * message + max(at_work)
 
 
 def dequantise_bytes(model: ModelSpec, element_bytes: int) -> int:
@@ -154,8 +154,8 @@ def stage_memory(
         prefill_size,
         decode_size,
         element_bytes,
+        is_first=embedding is not None,
         is_last=head is not None,
-        has_neighbours=embedding is None or head is None,
         dequantises=any(choice.is_quantised for choice in (*decoder_choices, head) if choice),
     )
     return StageMemory(
@@ -186,16 +186,44 @@ def _round_up(value: int, multiple: int) -> int:
     return -(-value // multiple) * multiple
 
 
-def _activation_bytes(model: ModelSpec, tokens: int, element_bytes: int) -> int:
-    per_token = HIDDEN_ACTIVATIONS * model.hidden_size + MLP_ACTIVATIONS * model.intermediate_size
-    return tokens * per_token * element_bytes
+def _layer_work_bytes(
+    model: ModelSpec, workload: Workload, phase: Phase, sequences: int, element_bytes: int, buffer: int
+) -> int:
+    """The fullest moment of a decoder layer that works on a micro-batch, its input and output included.
+
+    Each line below is a moment in `models/`, and counts the tensors that somebody still holds then. `buffer` is what
+    a Linear's weight is dequantised into.
+    """
+    new_tokens = workload.prompt_tokens if phase is Phase.PREFILL else 1
+    per_element = sequences * new_tokens * element_bytes
+    hidden, inner = per_element * model.hidden_size, per_element * model.intermediate_size
+    query = per_element * model.num_attention_heads * model.head_dim
+    key = per_element * model.num_key_value_heads * model.head_dim
+    norm = 2 * hidden * max(1, FLOAT32_BYTES // element_bytes)  # a norm computes in float32
+    tables = 0
+    attending = 2 * hidden + query + 2 * key
+    moments = [3 * hidden + norm]
+    if isinstance(model.positions, Rope):
+        attending += 2 * per_element * model.head_dim  # cosines and sines of the rows
+        moments += [attending + 3 * query, attending + query + 3 * key]
+        tables = 2 * workload.slot_tokens * model.head_dim * element_bytes  # of all positions
+    moments += [
+        attending + _score_bytes(model, workload, phase, sequences, element_bytes) + query,
+        attending + query + hidden + buffer,
+        3 * hidden + inner + max(inner, hidden) + buffer,
+    ]
+    return max(moments) + tables
 
 
-def _prefill_score_bytes(model: ModelSpec, workload: Workload) -> int:
-    """One sequence at a time, a block of queries at a time; scores and their softmax."""
-    queries = min(ATTENTION_BLOCK_TOKENS, workload.prompt_tokens)
-    return model.num_attention_heads * queries * workload.prompt_tokens * SCORE_BYTES * 2
-
-
-def _decode_score_bytes(model: ModelSpec, workload: Workload, sequences: int) -> int:
-    return sequences * model.num_attention_heads * workload.slot_tokens * SCORE_BYTES * 2
+def _score_bytes(model: ModelSpec, workload: Workload, phase: Phase, sequences: int, element_bytes: int) -> int:
+    """Scores and their softmax, and what they make. In prefill one sequence at a time, a block of queries at a time."""
+    heads, head_dim = model.num_attention_heads, model.head_dim
+    if phase is Phase.DECODE:
+        spread = 2 * sequences * heads * head_dim * element_bytes
+        return sequences * workload.slot_tokens * (2 * heads * SCORE_BYTES + MASK_BYTES) + spread
+    queries, tokens = min(ATTENTION_BLOCK_TOKENS, workload.prompt_tokens), workload.prompt_tokens
+    scores = heads * queries * tokens * SCORE_BYTES
+    output = heads * tokens * head_dim * element_bytes
+    repeated = output if model.num_key_value_heads < heads else 0  # keys or values, once per query head
+    mask = queries * tokens * MASK_BYTES
+    return output + mask + scores + max(scores, repeated + heads * queries * head_dim * element_bytes)

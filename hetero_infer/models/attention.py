@@ -57,18 +57,20 @@ def _prefill(
     new, heads, head_dim = query.shape
     kv_heads, tokens, _ = keys.shape
     grouped = query.view(new, kv_heads, heads // kv_heads, head_dim).permute(1, 2, 0, 3)
+    slopes = None if slopes is None else slopes.view(kv_heads, -1, 1, 1)
     key_position = torch.arange(tokens, device=query.device)
-    blocks = []
+    output = query.new_empty(new, heads * head_dim)
+    blocks = output.view(new, kv_heads, heads // kv_heads, head_dim).permute(1, 2, 0, 3)
     for first in range(0, new, QUERY_BLOCK):
         block = grouped[:, :, first : first + QUERY_BLOCK]
-        scores = block @ keys.unsqueeze(1).transpose(2, 3) / math.sqrt(head_dim)
         query_position = past + first + torch.arange(block.shape[2], device=query.device)
-        if slopes is not None:  # softmax sees differences only, and distances keep their precision in half floats
-            scores += slopes.view(kv_heads, -1, 1, 1) * (key_position - query_position[-1])
-        scores.masked_fill_(_unseen(key_position, query_position[:, None], window), -math.inf)
-        weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(values.dtype)
-        blocks.append(weights @ values.unsqueeze(1))
-    return torch.cat(blocks, dim=2).permute(2, 0, 1, 3).reshape(new, heads * head_dim)
+        unseen = _unseen(key_position, query_position[:, None], window)
+        # softmax sees differences only, and distances keep their precision in half floats
+        distance = key_position - query_position[-1]
+        blocks[:, :, first : first + QUERY_BLOCK] = _weighted(
+            block, keys.unsqueeze(1), values.unsqueeze(1), unseen, slopes, distance
+        )
+    return output
 
 
 def _decode(
@@ -79,24 +81,46 @@ def _decode(
     window: int | None,
     slopes: torch.Tensor | None,
 ) -> torch.Tensor:
-    """One row per sequence: `query` `[sequences, heads, head_dim]` over whole caches `keys`, `values`."""
+    """One row per sequence: `query` `[sequences, heads, head_dim]` over whole caches `keys`, `values`.
+
+    Slots between theirs whose sequences have finished are worked on, too: a view of the cache serves then.
+    """
     sequences, heads, head_dim = query.shape
     kv_heads = keys.shape[1]
     tokens = round_up_to_block(max(batch.past_tokens) + 1)  # so that reductions keep their order
-    first, last = batch.slots[0], batch.slots[-1]
-    if batch.slots == tuple(range(first, last + 1)):  # neighbours: a view serves
-        keys, values = keys[first : last + 1, :, :tokens], values[first : last + 1, :, :tokens]
-    else:
-        keys, values = keys[batch.slot_index, :, :tokens], values[batch.slot_index, :, :tokens]
-    scores = query.view(sequences, kv_heads, heads // kv_heads, head_dim) @ keys.transpose(2, 3) / math.sqrt(head_dim)
+    first, last = min(batch.slots), max(batch.slots)
+    place = batch.slot_index - first
+    spread = query.new_zeros(last + 1 - first, kv_heads, heads // kv_heads, head_dim)
+    spread[place] = query.view(sequences, kv_heads, heads // kv_heads, head_dim)
+    query_position = batch.positions.new_zeros(last + 1 - first, 1)
+    query_position[place] = batch.positions[:sequences, None]
     key_position = torch.arange(tokens, device=query.device)
-    query_position = batch.positions[:sequences, None]
+    output = _weighted(
+        spread,
+        keys[first : last + 1, :, :tokens],
+        values[first : last + 1, :, :tokens],
+        _unseen(key_position, query_position, window)[:, None, None],
+        None if slopes is None else slopes.view(kv_heads, -1, 1),
+        (key_position - query_position)[:, None, None],
+    )
+    return output[place].view(sequences, heads * head_dim)
+
+
+def _weighted(
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    unseen: torch.Tensor,
+    slopes: torch.Tensor | None,
+    distance: torch.Tensor,
+) -> torch.Tensor:
+    """Means of `values` `[…, tokens, head_dim]` for `query` `[…, rows, head_dim]`. No scores outlive it."""
+    scores = (query @ keys.transpose(-1, -2)).div_(math.sqrt(query.shape[-1]))
     if slopes is not None:
-        scores += slopes.view(kv_heads, -1, 1) * (key_position - query_position)[:, None, None, :]
-    unseen = _unseen(key_position, query_position, window)
-    scores.masked_fill_(unseen[:, None, None, :], -math.inf)
-    weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(values.dtype)
-    return (weights @ values).view(sequences, heads * head_dim)
+        scores += slopes * distance
+    scores.masked_fill_(unseen, -math.inf)
+    scores = torch.softmax(scores, dim=-1, dtype=torch.float32)
+    return scores.to(values.dtype) @ values
 
 
 def _unseen(key_position: torch.Tensor, query_position: torch.Tensor, window: int | None) -> torch.Tensor:

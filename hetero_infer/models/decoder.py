@@ -138,7 +138,7 @@ class MLP(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.is_gated:
-            return self.down_proj(self.activation(self.gate_proj(x)) * self.up_proj(x))
+            return self.down_proj(self.activation(self.gate_proj(x)).mul_(self.up_proj(x)))
         return self.down_proj(self.activation(self.up_proj(x)))
 
 

@@ -1,5 +1,10 @@
 """From a plan to one stage's running engine: load its layers, hold it to its memory budget."""
 
+from functools import partial
+
+import torch
+from torch import nn
+
 from hetero_infer.checkpoint.loading import load_layer
 from hetero_infer.checkpoint.model_folder import ModelFolder
 from hetero_infer.checkpoint.shards import ShardStore
@@ -23,13 +28,21 @@ def build_engine(
     """
     spec, device = folder.spec, plan.device_of(stage)
 
-    def planned(position: int) -> PlannedLayer:
-        choice = plan.layer_choices[position]
-        return PlannedLayer(lambda: load_layer(folder, position, choice, shards, runtime.dtype, runtime.device))
+    tied: dict[str, torch.Tensor] = {}  # the embedding's table, where the head stands beside it: held once only
 
-    module = PlannedPipelineModule([planned(position) for position in range(spec.num_layers)], plan.bounds)
-    if len(plan.stages) == 1 and spec.tie_word_embeddings and plan.embedding_choice == plan.head_choice == UNQUANTISED:
-        module.forward_funcs[-1].lm_head.weight = module.forward_funcs[0].embed_tokens.weight
+    is_tied = spec.tie_word_embeddings and plan.embedding_choice == plan.head_choice == UNQUANTISED
+
+    def load(position: int) -> nn.Module:
+        choice, is_head = plan.layer_choices[position], position == spec.num_layers - 1
+        layer = load_layer(
+            folder, position, choice, shards, runtime.dtype, runtime.device, shared=tied if is_head else None
+        )
+        if position == 0 and is_tied:
+            tied["lm_head.weight"] = layer.embed_tokens.weight
+        return layer
+
+    layers = [PlannedLayer(partial(load, position)) for position in range(spec.num_layers)]
+    module = PlannedPipelineModule(layers, plan.bounds)
     cache = KVCache(
         plan.decoder_range(stage),
         plan.workload.batch_size,

@@ -1,1 +1,1 @@
-"""The best plan: coefficients → Pyomo → HiGHS, searched over the micro-batch sizes. No torch here."""
+"""The best plan over device orders, subsets, layers, bits and micro-batch sizes, with a proof. No torch here."""

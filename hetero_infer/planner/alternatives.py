@@ -13,8 +13,9 @@ from hetero_infer.planner.changes import NOTICEABLE
 from hetero_infer.planner.check import MIB
 from hetero_infer.planner.estimate import PlanCosts, estimate_plan
 from hetero_infer.planner.explain import Explanation
+from hetero_infer.planner.no_plan import NoPlan, plan_or_why
 from hetero_infer.planner.request import PlanRequest
-from hetero_infer.planner.what_if import NoPlan, Worth, plan_or_why
+from hetero_infer.planner.what_if import Worth
 from hetero_infer.spec.cluster import Device, Link
 from hetero_infer.spec.gpu_type import GIB
 from hetero_infer.spec.plan import Plan

@@ -21,6 +21,7 @@ from hetero_infer.spec.workload import Phase
 
 PREFILL, DECODE = Phase.PREFILL, Phase.DECODE
 SPLITTING_SHARE = 0.25  # of what a bound lacks: where the floors explain less, splitting them helps no more
+MOSTLY = 0.5
 FIRST_LABELS = 20_000  # of an enumeration; where they do not suffice it is tried again with more
 MORE_LABELS = 5  # times as many
 MOST_NEAR = 50  # plans kept for the judge
@@ -63,6 +64,14 @@ class Found:
     def seconds(self) -> float:
         return self.pipeline.seconds if self.pipeline else math.inf
 
+    def within(self, gap: float) -> list[tuple[tuple[int, int], Pipeline]]:
+        """With their pairs, those that are proven to the gap, the fastest first; the best one in any case."""
+        assert self.pipeline
+        near = [(sizes, one) for (sizes, _), one in self.near.items() if 1 - self.bound_s / one.seconds <= gap]
+        first = (self.sizes, self.pipeline)
+        rest = [one for one in near if one[1].decided != self.pipeline.decided or one[0] != self.sizes]
+        return [first, *sorted(rest, key=lambda one: one[1].seconds)]
+
 
 @dataclass(frozen=True, order=True)
 class _Open:
@@ -89,13 +98,13 @@ class BranchAndBound:
     def run(self, deadline_s: float) -> Found:
         """Until the gap is reached or the deadline, on the monotonic clock, has come."""
         found = self.found
-        self._open_pairs()
+        self._open_pairs(deadline_s)
         while self._heap and clock_s() < deadline_s:
             opened = heapq.heappop(self._heap)
             if opened.bound_s >= self._cut_s:
                 self._close(opened.bound_s)
                 continue
-            self._expand(opened)
+            self._expand(opened, deadline_s)
         self._lose_less()
         bounds = [self._least_closed_s, found.seconds, *(opened.bound_s for opened in self._heap)]
         found.bound_s = min(bounds)
@@ -119,15 +128,18 @@ class BranchAndBound:
         out, so no more than the cutoff is claimed."""
         self._least_closed_s = min(self._least_closed_s, bound_s, self._cut_s)
 
-    def _open_pairs(self) -> None:
+    def _open_pairs(self, deadline_s: float) -> None:
+        """A pair that time did not reach is bounded by 0."""
         search_space = self._space
         request = search_space.request
         sizes = request.workload.micro_batch_sizes
         multiplicity = [len(one.devices) for one in search_space.classes]
         omega = omega_rows(request)
         for pair in itertools.product(sizes, sizes):
-            form = search_space.objective(*pair)
-            bound_s = fluid_bound_s(form, search_space.terms(*pair), multiplicity, omega, request.omega_limit)
+            bound_s = 0.0
+            if clock_s() < deadline_s:
+                form, terms = search_space.objective(*pair), search_space.terms(*pair)
+                bound_s = fluid_bound_s(form, terms, multiplicity, omega, request.omega_limit)
             self.found.effort.pairs += 1
             self._least_fluid_s = min(self._least_fluid_s, bound_s)
             if math.isinf(bound_s):
@@ -135,7 +147,7 @@ class BranchAndBound:
             else:
                 heapq.heappush(self._heap, _Open(bound_s, next(self._number), pair))
 
-    def _expand(self, opened: _Open) -> None:
+    def _expand(self, opened: _Open, deadline_s: float) -> None:
         sizes, effort = opened.sizes, self.found.effort
         if sizes not in self._spaces:
             self._spaces[sizes] = self._space.space(*sizes)
@@ -164,7 +176,7 @@ class BranchAndBound:
         children = _split(space, node, dual, self._cut_s)
         if not children:
             effort.enumerated += 1
-            rest = exhaust(space, relaxation, dual, self._cut_s, opened.most_labels)
+            rest = exhaust(space, relaxation, dual, self._cut_s, opened.most_labels, lambda: clock_s() >= deadline_s)
             if rest.found:
                 self._offer(sizes, rest.found)
             if rest.is_complete:
@@ -212,11 +224,10 @@ def _split(space: Space, node: Node, dual: Dual, cut_s: float) -> list[Node]:
     missing_s = cut_s - node.dual_s if math.isfinite(cut_s) else 1e-3 * node.dual_s
     excess = {phase: _excess(space, node, dual, phase) for phase in Phase}
     phase = max(excess, key=excess.__getitem__)
-    if excess[phase] < 0.5 * missing_s and (halves := _split_uses(node, dual)):
+    explains = excess[phase] > SPLITTING_SHARE * missing_s
+    if excess[phase] > MOSTLY * missing_s and (halves := _split_at(space, node, dual, phase)):
         return halves
-    if excess[phase] > SPLITTING_SHARE * missing_s:
-        return _split_at(space, node, dual, phase)
-    return []
+    return _split_uses(node, dual) or (_split_at(space, node, dual, phase) if explains else [])
 
 
 def _excess(space: Space, node: Node, dual: Dual, phase: Phase) -> float:

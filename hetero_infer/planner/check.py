@@ -1,9 +1,13 @@
 """Re-check a plan, also a hand-edited one, without the MILP: from the plan itself and `cost/memory.py`."""
 
+import itertools
 import math
+from collections.abc import Iterator
 
+from hetero_infer.cost.latency import LatencyModel, LayerKind
 from hetero_infer.cost.memory import plan_memory
 from hetero_infer.planner.problem import QUALITY_TOLERANCE
+from hetero_infer.spec.choice import Choice
 from hetero_infer.spec.model import ModelSpec
 from hetero_infer.spec.plan import Plan
 from hetero_infer.spec.sensitivity import ENDS, SensitivityTable
@@ -11,18 +15,34 @@ from hetero_infer.spec.sensitivity import ENDS, SensitivityTable
 MIB = 2**20
 
 
-def check_plan(plan: Plan, model: ModelSpec, sensitivity: SensitivityTable) -> list[str]:
-    """Every violation in a sentence; an empty list means that the plan can run and keeps its quality limit."""
+def check_plan(
+    plan: Plan, model: ModelSpec, sensitivity: SensitivityTable, latency: LatencyModel | None = None
+) -> list[str]:
+    """Every violation in a sentence; an empty list means that the plan can run and keeps its quality limit.
+
+    With a `latency` also that its seconds are known: every device has them for each of its layers.
+    """
     if plan.model["num_hidden_layers"] != model.num_hidden_layers:
         return [
             f"the plan is for {plan.model['num_hidden_layers']} decoder layers, the model has {model.num_hidden_layers}"
         ]
-    return [*fit_violations(plan, model), *_quality_violations(plan, sensitivity)]
+    violations = [*fit_violations(plan, model), *_quality_violations(plan, sensitivity)]
+    return [*violations, *_latency_violations(plan, latency)] if latency else violations
 
 
 def fit_violations(plan: Plan, model: ModelSpec) -> list[str]:
     """What keeps a plan from running at all, whatever it does to the quality."""
     return [*_position_violations(plan, model), *_memory_violations(plan, model)]
+
+
+def unmeasured(plan: Plan, latency: LatencyModel) -> Iterator[tuple[int, LayerKind, Choice]]:
+    """Each stage, kind of layer and choice for which the stage's device has no seconds."""
+    decoders: list[LayerKind] = ["decoder"] * len(plan.decoder_choices)
+    layers = list(zip(["embedding", *decoders, "head"], plan.layer_choices, strict=True))
+    for stage, (start, stop) in enumerate(itertools.pairwise(plan.bounds)):
+        for kind, choice in dict.fromkeys(layers[start:stop]):
+            if not latency.allowed_choices(plan.device_of(stage), (choice,), kind):
+                yield stage, kind, choice
 
 
 def missing_mib(num_bytes: float) -> str:
@@ -77,3 +97,14 @@ def _quality_violations(plan: Plan, sensitivity: SensitivityTable) -> list[str]:
         f"Σω = {loss:.6g} {sensitivity.unit} is over the limit of {limit:.6g}; "
         "give some layers more bits or raise max_perplexity_increase"
     ]
+
+
+def _latency_violations(plan: Plan, latency: LatencyModel) -> list[str]:
+    violations = []
+    for stage, kind, choice in unmeasured(plan, latency):
+        device = plan.device_of(stage)
+        violations.append(
+            f"stage {stage} ({device.type} on {device.name}) has a {kind} at {choice} bits, for which nothing was "
+            "measured there; take a choice that was, or measure that one"
+        )
+    return violations

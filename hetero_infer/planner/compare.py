@@ -6,15 +6,13 @@ from functools import partial
 from typing import Any
 
 from hetero_infer.planner.baselines.adabits import adabits
-from hetero_infer.planner.baselines.draft import NoPlan
 from hetero_infer.planner.baselines.llm_pq_heuristic import llm_pq_heuristic
 from hetero_infer.planner.baselines.llm_pq_ilp import llm_pq_ilp
 from hetero_infer.planner.baselines.memory_proportional import memory_proportional
 from hetero_infer.planner.baselines.pipeedge import pipeedge
 from hetero_infer.planner.baselines.uniform import uniform
+from hetero_infer.planner.no_plan import NoPlan, plan_or_why
 from hetero_infer.planner.request import PlanRequest
-from hetero_infer.planner.search import find_plan
-from hetero_infer.spec.errors import HeteroInferError, one_line
 from hetero_infer.spec.objective import Objective
 from hetero_infer.spec.plan import Plan, PlanEstimate
 
@@ -96,7 +94,4 @@ def compare(request: PlanRequest, plan: Plan, others: Mapping[str, Baseline]) ->
 
 
 def _with_their_objective(request: PlanRequest, *, time_limit_s: float, gap: float) -> Plan | NoPlan:
-    try:
-        return find_plan(replace(request, objective=Objective.LLM_PQ), time_limit_s=time_limit_s, gap=gap)
-    except HeteroInferError as error:
-        return NoPlan(one_line(error))
+    return plan_or_why(replace(request, objective=Objective.LLM_PQ), time_limit_s=time_limit_s, gap=gap)

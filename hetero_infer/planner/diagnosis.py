@@ -6,6 +6,7 @@ device more, its memory's share of the cluster's; a looser limit, the perplexity
 kind only the nearest counts, and the three nearest kinds are told.
 """
 
+import itertools
 import math
 import time
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from hetero_infer.planner.feasible import Allowed, fitting_plans, held_layers, l
 from hetero_infer.planner.request import PlanRequest
 from hetero_infer.spec.choice import BITWIDTHS, DEFAULT_GROUP_SIZE, Choice
 from hetero_infer.spec.cluster import Device
+from hetero_infer.spec.sensitivity import ENDS
 
 TOLD = 3
 MOST_NEW_DEVICES = 8
@@ -63,6 +65,9 @@ def _what_is_lacking(request: PlanRequest) -> str:
     devices, latency = request.cluster.devices, request.latency
     allowed = {choice for device in devices for choice in latency.allowed_choices(device, request.choices)}
     best = sum(min(request.sensitivity.of(layer, choice) for choice in allowed) for layer in range(layers))
+    for kind in ENDS:
+        of_end = (latency.allowed_choices(device, request.end_choices(kind), kind) for device in devices)
+        best += min(request.sensitivity.of_end(kind, choice) for choice in itertools.chain.from_iterable(of_end))
     if best > limit:
         return (
             f"the quality limit Σω ≤ {limit:.6g} {unit} cannot be met: the best choice of every layer gives {best:.6g}"

@@ -8,18 +8,19 @@ the search came to its end.
 """
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
-from hetero_infer.planner.least_omega import Floats, Integers
+from hetero_infer.planner.arrays import Bools, Floats, Integers
 from hetero_infer.planner.relaxation import Dual, Relaxation
 from hetero_infer.planner.ring_paths import CostToGo, Hop
 from hetero_infer.planner.space import Pick, Pipeline, Space
 from hetero_infer.spec.workload import Phase
 
 PREFILL, DECODE = Phase.PREFILL, Phase.DECODE
+BLOCK = 256  # rows compared at once
 State = tuple[int, int, int]  # devices used, class of the last one, layers placed
 
 
@@ -48,14 +49,21 @@ class _Labels:
         return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in ("values", "cost", "origin")))
 
 
-def exhaust(space: Space, relaxation: Relaxation, dual: Dual, cut_s: float, most_labels: int) -> Exhausted:
-    """Make up to `most_labels` labels."""
+def exhaust(
+    space: Space,
+    relaxation: Relaxation,
+    dual: Dual,
+    cut_s: float,
+    most_labels: int,
+    is_over: Callable[[], bool] = lambda: False,
+) -> Exhausted:
+    """Make up to `most_labels` labels, while it is not over."""
     best: Pipeline | None = None
     is_complete = True
     walks = relaxation.costs_to_go(dual.omega_price, dual.period_share)
     for group, to_go in enumerate(walks):
         walk = _Walk(space, relaxation, dual, to_go, group, cut_s, most_labels)
-        is_complete &= walk.to_the_end()
+        is_complete &= walk.to_the_end(is_over)
         if walk.best:
             best, cut_s = walk.best, walk.best.seconds
     return Exhausted(best, is_complete)
@@ -86,8 +94,8 @@ class _Walk:
         self._sources: list[tuple[Hop, _Labels]] = []
         self.best: Pipeline | None = None
 
-    def to_the_end(self) -> bool:
-        """Whether there were labels enough."""
+    def to_the_end(self, is_over: Callable[[], bool]) -> bool:
+        """Whether there were labels and time enough."""
         nothing = _Labels(np.zeros((1, 5)), np.zeros(1), np.full((1, 3), -1))
         level: dict[State, list[_Labels]] = defaultdict(list)
         for c in self._space.first_groups[self._group]:
@@ -97,7 +105,7 @@ class _Walk:
             for (used, last, start), parts in level.items():
                 labels = _undominated(_Labels.joined(parts))
                 self._labels_left -= len(labels.cost)
-                if self._labels_left < 0:
+                if self._labels_left < 0 or is_over():
                     return False
                 for c in self._space.paths.unused(used):
                     self._extend(following, labels, last, used, c, start)
@@ -195,11 +203,21 @@ class _Walk:
 
 def _undominated(labels: _Labels) -> _Labels:
     """Less its rows that another row is at least as good as in everything."""
-    order = np.lexsort(labels.values.T[::-1])
-    labels = labels.only(order)
-    kept: list[int] = []
+    labels = labels.only(np.lexsort(labels.values.T[::-1]))  # so that only earlier rows can be
     values = labels.values
-    for row in range(len(values)):
-        if not kept or not (values[kept] <= values[row]).all(axis=1).any():
-            kept.append(row)
-    return labels.only(np.array(kept))
+    kept = np.zeros(0, dtype=np.int64)
+    for start in range(0, len(values), BLOCK):
+        rows = np.arange(start, min(start + BLOCK, len(values)))
+        rows = rows[~_is_beaten(values[rows], values[kept])]
+        within = (values[rows, None] <= values[rows]).all(axis=2)  # [better, worse]
+        rows = rows[~np.triu(within, 1).any(axis=0)]
+        kept = np.concatenate([kept, rows])
+    return labels.only(kept)
+
+
+def _is_beaten(values: Floats, by: Floats) -> Bools:
+    """Which rows some row of `by` is at least as good as in everything."""
+    beaten = np.zeros(len(values), dtype=bool)
+    for start in range(0, len(by), BLOCK):
+        beaten |= (by[start : start + BLOCK, None] <= values).all(axis=2).any(axis=0)
+    return beaten

@@ -190,24 +190,27 @@ class _Packing:
         model, workload, element_bytes = self.request.model, self.request.workload, device.element_bytes
         embedding = self.ends[0] if index == 0 else None
         head = self.ends[1] if index == len(self.order) - 1 else None
-        dequantise_bytes = memory.dequantise_bytes(model, element_bytes)
-        fixed_bytes = memory.end_layer_bytes(model, embedding, head, element_bytes) + memory.workspace_bytes(
-            model,
-            workload,
-            prefill_size=1,
-            decode_size=1,
-            element_bytes=element_bytes,
-            is_last=head is not None,
-            has_neighbours=len(self.order) > 1,
-            dequantises=head is not None and head.is_quantised,
+        without_buffer, with_buffer = (
+            memory.workspace_bytes(
+                model,
+                workload,
+                prefill_size=1,
+                decode_size=1,
+                element_bytes=element_bytes,
+                is_first=embedding is not None,
+                is_last=head is not None,
+                dequantises=dequantises,
+            )
+            for dequantises in (head is not None and head.is_quantised, True)
         )
+        fixed_bytes = memory.end_layer_bytes(model, embedding, head, element_bytes) + without_buffer
         kv_bytes = memory.kv_cache_bytes(model, workload, element_bytes)
         choices = self.choices_of(device)
         return _Room(
             choices=choices,
             layer_bytes={c: memory.decoder_layer_bytes(model, c, element_bytes) + kv_bytes for c in choices},
             room_bytes=memory.without_margin(device.memory_bytes) - fixed_bytes,
-            dequantise_bytes=0 if head is not None and head.is_quantised else dequantise_bytes,
+            dequantise_bytes=with_buffer - without_buffer,
         )
 
 

@@ -18,7 +18,7 @@ from hetero_infer.spec.workload import Phase
 
 
 def count_formulation(problem: PlanningProblem, scale_s: float) -> pyo.ConcreteModel:
-    """Minimise `total` (in units of `scale_s`), or `quality_loss` once the other objective is switched off.
+    """Minimise `total`, in units of `scale_s`.
 
     Each of the three waits is its own share of the total, so the solver's tolerance is relative to the total.
     """
@@ -164,6 +164,4 @@ def count_formulation(problem: PlanningProblem, scale_s: float) -> pyo.ConcreteM
         + m.decode_wait
     )
     m.least_seconds = pyo.Objective(expr=m.total)
-    m.least_loss = pyo.Objective(expr=m.quality_loss)
-    m.least_loss.deactivate()
     return m

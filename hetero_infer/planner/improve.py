@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from hetero_infer.planner.least_omega import Floats
+from hetero_infer.planner.arrays import Floats
 from hetero_infer.planner.relaxation import Relaxation
 from hetero_infer.planner.space import Pipeline, Space
 from hetero_infer.planner.stage_options import IntervalOptions

@@ -7,11 +7,9 @@ length of the interval: the counts (one row each, a column per choice) and the l
 from collections.abc import Callable
 
 import numpy as np
-from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
-Integers = NDArray[np.int64]
-Bools = NDArray[np.bool_]
+from hetero_infer.planner.arrays import Bools, Floats, Integers
+
 MOST_ENTRIES = 100_000_000  # of all tables together: 800 MB
 
 

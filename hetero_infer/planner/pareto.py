@@ -11,8 +11,8 @@ from typing import Any
 
 from hetero_infer.planner.changes import NOTICEABLE
 from hetero_infer.planner.feasible import least_loss_plan
+from hetero_infer.planner.no_plan import NoPlan, plan_or_why
 from hetero_infer.planner.request import PlanRequest
-from hetero_infer.planner.what_if import NoPlan, plan_or_why
 from hetero_infer.spec.cluster import Device
 from hetero_infer.spec.plan import Plan
 from hetero_infer.spec.workload import Phase

@@ -240,22 +240,26 @@ def stage_terms(
     )
     layer_s = {choice: seconds("decoder", choice) for choice in choices}
     kv_bytes = memory.kv_cache_bytes(model, request.admitted, device.element_bytes)
+    without_buffer, with_buffer = (
+        memory.workspace_bytes(
+            model,
+            request.admitted,
+            size[Phase.PREFILL],
+            size[Phase.DECODE],
+            device.element_bytes,
+            is_first=is_first,
+            is_last=is_last,
+            dequantises=dequantises,
+        )
+        for dequantises in (False, True)
+    )
     return StageTerms(
         device=device,
         layer_s={phase: {choice: layer_s[choice][phase] for choice in choices} for phase in Phase},
         layer_bytes={
             choice: memory.decoder_layer_bytes(model, choice, device.element_bytes) + kv_bytes for choice in choices
         },
-        workspace_bytes=memory.workspace_bytes(
-            model,
-            request.admitted,
-            size[Phase.PREFILL],
-            size[Phase.DECODE],
-            device.element_bytes,
-            is_last=is_last,
-            has_neighbours=not (is_first and is_last),
-            dequantises=False,
-        ),
-        dequantise_bytes=memory.dequantise_bytes(model, device.element_bytes),
+        workspace_bytes=without_buffer,
+        dequantise_bytes=with_buffer - without_buffer,
         ends=tuple(itertools.starmap(ends, itertools.product(*of_ends))),
     )

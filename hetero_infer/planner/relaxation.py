@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from scipy.optimize import linprog
 
-from hetero_infer.planner.ring_paths import CostToGo, Floats, Hop
+from hetero_infer.planner.arrays import Floats
+from hetero_infer.planner.ring_paths import CostToGo, Hop
 from hetero_infer.planner.space import Node, Pick, Pipeline, Space
 from hetero_infer.planner.stage_options import Caps, IntervalOptions, Prices, Selection
 from hetero_infer.spec.workload import Phase
@@ -102,10 +103,6 @@ class Relaxation:
         return form.slowest[PREFILL] * np.maximum(floors[PREFILL], prefill_s) + weight * np.maximum(
             floors[DECODE], decode_s
         )
-
-    def lengths(self, device_class: int, most: int) -> list[int]:
-        """Of intervals that some option of the class has."""
-        return [length for length in self._space.options[device_class].tables.lengths if length <= most]
 
     def options(self, hop: Hop) -> IntervalOptions:
         """What can stand on a class and an interval, within the caps."""

@@ -1,8 +1,8 @@
 """A plan for the requests of a file: proposed for several lengths that stand for them, judged on all of them.
 
-A MILP minimises the seconds of equal sequences, and real ones are not equal. So plans are made for the average and for
-the short, the middle and the long third, each with memory for the longest; the judge runs the whole file over each, as
-the runtime does: B requests at a time in the file's order, micro-batches that shrink.
+The planner minimises the seconds of equal sequences, and real ones are not equal. So plans are made for the average and
+for the short, the middle and the long third, each with memory for the longest; the judge runs the whole file over each,
+as the runtime does: B requests at a time in the file's order, micro-batches that shrink.
 """
 
 import itertools

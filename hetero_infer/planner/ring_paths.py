@@ -10,10 +10,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
-Bools = NDArray[np.bool_]
+from hetero_infer.planner.arrays import Bools, Floats
+
 MOST_STATES = 2_000_000  # with the layers: what a pass can look at in about a second
 
 

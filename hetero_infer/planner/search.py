@@ -12,6 +12,7 @@ from hetero_infer.planner.branch_and_bound import BranchAndBound, Found
 from hetero_infer.planner.diagnosis import why_infeasible
 from hetero_infer.planner.estimate import estimate_plan
 from hetero_infer.planner.problem import PlanningProblem, build_problem
+from hetero_infer.planner.rank import rank
 from hetero_infer.planner.request import PlanRequest
 from hetero_infer.planner.search_space import SearchSpace
 from hetero_infer.planner.solver import (
@@ -30,6 +31,8 @@ from hetero_infer.spec.plan import Plan, QualityPlan, SolverReport, StagePlan
 from hetero_infer.spec.workload import Phase
 
 SEARCH_SHARE = 0.7  # of the time limit; HiGHS has what is left
+SEARCH_GAP = 0.5  # of the gap asked for: the rest is room for the judge's choice
+MOST_JUDGED = 8
 LEAST_GAP = 1e-7  # of a cutoff: HiGHS keeps its constraints to 1e-9
 
 
@@ -41,15 +44,20 @@ def find_plan(request: PlanRequest, *, time_limit_s: float, gap: float, must_use
     """
     started_s = time.monotonic()
     search_space = SearchSpace(request, must_use)
-    found = BranchAndBound(search_space, gap).run(started_s + SEARCH_SHARE * time_limit_s)
+    found = BranchAndBound(search_space, SEARCH_GAP * gap).run(started_s + SEARCH_SHARE * time_limit_s)
     if found.pipeline is None:
-        if found.is_finished and not search_space.is_restricted:
+        if found.is_finished and search_space.is_restricted:
+            raise HeteroInferError(
+                f"no plan with at most {search_space.most_mixed} different choices in a stage, and all mixes of "
+                f"{len(request.choices)} choices would not fit this machine's memory; take fewer [quality] choices"
+            )
+        if found.is_finished:
             raise InfeasibleError(why_infeasible(request, time_limit_s=max(1.0, 0.3 * time_limit_s)))
         raise HeteroInferError(
             "the planner's time limit came before it found a plan or proved that there is none; raise [planner] "
             "time_limit_s"
         )
-    problem, solution = with_devices(search_space, found)
+    problem, solution, judgement = judged(search_space, found, gap)
     left_s = max(0.1, started_s + time_limit_s - time.monotonic())
     solution, order_bound_s = certify(problem, solution, time_limit_s=left_s, gap=gap)
     bound_s = min(found.bound_s, solution.objective_s)
@@ -63,17 +71,31 @@ def find_plan(request: PlanRequest, *, time_limit_s: float, gap: float, must_use
         gap=proven_gap,
         seconds=time.monotonic() - started_s,
         order_bound=order_bound_s,
-        searched=str(found.effort),
+        searched=f"{found.effort}; {judgement}",
     )
-    plan = plan_of(request, problem, solution)
-    return replace(plan, solver=report)
+    return replace(plan_of(request, problem, solution), solver=report)
 
 
-def with_devices(search_space: SearchSpace, found: Found) -> tuple[PlanningProblem, Solution]:
-    """The best pipeline on devices of its classes: the problem of its order and sizes, and its solution."""
-    pipeline: Pipeline | None = found.pipeline
-    assert pipeline
-    problem = build_problem(search_space.request, *found.sizes, search_space.devices_of(pipeline))
+Candidate = tuple[PlanningProblem, Solution]
+
+
+def judged(search_space: SearchSpace, found: Found, gap: float) -> tuple[PlanningProblem, Solution, str]:
+    """Of the pipelines within the gap the one that the judge puts first, and what that changed.
+
+    The judge knows batches; other objectives keep the best.
+    """
+    assert found.pipeline
+    if search_space.request.objective is not Objective.RING:
+        return *with_devices(search_space, found.sizes, found.pipeline), "not judged: another objective"
+    candidates = [with_devices(search_space, *one) for one in found.within(gap)[:MOST_JUDGED]]
+    plans = [plan_of(search_space.request, *candidate) for candidate in candidates]
+    ranking = rank(plans, gap)
+    return *candidates[plans.index(ranking.best)], str(ranking)
+
+
+def with_devices(search_space: SearchSpace, sizes: tuple[int, int], pipeline: Pipeline) -> Candidate:
+    """A pipeline on devices of its classes: the problem of its order and sizes, and its solution."""
+    problem = build_problem(search_space.request, *sizes, search_space.devices_of(pipeline))
     counts = [dict(zip(search_space.choices, pick.counts, strict=True)) for pick in pipeline.picks]
     layers = least_omega_layers(problem, counts)
     ends = tuple(
@@ -81,8 +103,7 @@ def with_devices(search_space: SearchSpace, found: Found) -> tuple[PlanningProbl
         for stage, pick in zip(problem.stages, pipeline.picks, strict=True)
     )
     objective_s = problem.closed_form_s([count_choices(stage) for stage in layers], ends)
-    omega = problem.total_omega(layers, ends)
-    return problem, Solution(layers, ends, objective_s, found.bound_s, omega, is_optimal=found.is_finished)
+    return problem, Solution(layers, ends, objective_s, 0.0, problem.total_omega(layers, ends), is_optimal=False)
 
 
 def certify(problem: PlanningProblem, solution: Solution, *, time_limit_s: float, gap: float) -> tuple[Solution, float]:

@@ -6,8 +6,9 @@ from functools import cached_property
 
 import numpy as np
 
+from hetero_infer.planner.arrays import Bools, Floats, Integers
 from hetero_infer.planner.device_classes import DeviceClass, best_link, device_classes, has_one_link
-from hetero_infer.planner.least_omega import Bools, Floats, Integers, LeastOmega, TooManyCounts
+from hetero_infer.planner.least_omega import LeastOmega, TooManyCounts
 from hetero_infer.planner.objective import ClosedForm, closed_form, shared_prefills
 from hetero_infer.planner.problem import (
     QUALITY_TOLERANCE,
@@ -23,6 +24,7 @@ from hetero_infer.planner.space import Pipeline, Space, Wires
 from hetero_infer.planner.stage_options import CountTables, Position, StageOptions, fitting
 from hetero_infer.spec.choice import Choice
 from hetero_infer.spec.cluster import Device
+from hetero_infer.spec.errors import InputError
 from hetero_infer.spec.workload import Phase
 
 POSITIONS: Mapping[Position, tuple[bool, bool]] = {
@@ -47,10 +49,16 @@ class SearchSpace:
         self.most_mixed = len(request.choices)
         self._must_use = frozenset(must_use)
         self._seconds: dict[tuple[int, Phase, int, float], Floats] = {}
-        try:
-            self._set_classes(by_host=not has_one_link(request.cluster))
-        except TooManyStates:
-            self._set_classes(by_host=False)
+        for by_host in [False] if has_one_link(request.cluster) else [True, False]:
+            try:
+                self._set_classes(by_host=by_host)
+                return
+            except TooManyStates:
+                continue
+        raise InputError(
+            f"{len(request.cluster.devices)} devices of {len(self.classes)} kinds are too many for one pipeline; set "
+            '[planner] replicas = "auto", or leave devices out'
+        )
 
     def _set_classes(self, *, by_host: bool) -> None:
         self.classes: tuple[DeviceClass, ...] = device_classes(self.request.cluster, by_host=by_host)

@@ -6,7 +6,7 @@ An optimum, an incumbent at the time limit, no incumbent at the time limit, and 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyomo.environ as pyo
@@ -50,25 +50,16 @@ class Undecided:
     bound_s: float
 
 
-Goal = Literal["seconds", "omega"]
-
-
 def solve(
-    problem: PlanningProblem, *, time_limit_s: float, gap: float, cutoff_s: float = math.inf, goal: Goal = "seconds"
+    problem: PlanningProblem, *, time_limit_s: float, gap: float, cutoff_s: float = math.inf
 ) -> Solution | Infeasible | Undecided:
-    """The fastest plan, or with `goal="omega"` the one with least Σω; none slower than `cutoff_s`.
-
-    With the goal "omega" `bound_s` is the trivial 0.
-    """
+    """The fastest plan; none slower than `cutoff_s`."""
     if not all(stage.holds_a_layer for stage in problem.stages):
         return Infeasible()
     scale_s = problem.typical_s
     model = count_formulation(problem, scale_s)
     if math.isfinite(cutoff_s):
         model.cutoff = pyo.Constraint(expr=model.total <= cutoff_s / scale_s)
-    if goal == "omega":
-        model.least_seconds.deactivate()
-        model.least_loss.activate()
     results = Highs().solve(
         model,
         time_limit=time_limit_s,
@@ -85,7 +76,7 @@ def solve(
     is_optimal = condition is TerminationCondition.convergenceCriteriaSatisfied
     if not is_optimal and condition is not TerminationCondition.maxTimeLimit:
         raise HeteroInferError(f"HiGHS ended with {condition.name}; its log:\n{results.solver_log}")
-    bound_s = 0.0 if goal == "omega" else max(0.0, (results.objective_bound or 0.0) * scale_s)
+    bound_s = max(0.0, (results.objective_bound or 0.0) * scale_s)
     if results.incumbent_objective is None:
         return Undecided(bound_s)
     results.solution_loader.load_vars()

@@ -1,33 +1,11 @@
 """Plans of a request and of a changed one, side by side, and what the change is worth."""
 
-from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from hetero_infer.planner.no_plan import NoPlan, plan_or_why
 from hetero_infer.planner.request import PlanRequest
-from hetero_infer.planner.search import find_plan
-from hetero_infer.spec.errors import HeteroInferError, InfeasibleError, InputError
 from hetero_infer.spec.plan import Plan
-
-
-@dataclass(frozen=True)
-class NoPlan:
-    """Proven to be none, or time ran out first: `why` says which, and the way out."""
-
-    why: str
-    is_proven: bool
-
-
-def plan_or_why(
-    request: PlanRequest, *, time_limit_s: float, gap: float, must_use: Collection[str] = ()
-) -> Plan | NoPlan:
-    """`find_plan`, where no plan is an answer, too."""
-    try:
-        return find_plan(request, time_limit_s=time_limit_s, gap=gap, must_use=must_use)
-    except InputError:
-        raise
-    except HeteroInferError as error:
-        return NoPlan(str(error), isinstance(error, InfeasibleError))
 
 
 @dataclass(frozen=True)

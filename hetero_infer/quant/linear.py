@@ -45,24 +45,24 @@ class QuantLinear(nn.Module):
     def dequantised(self, dtype: torch.dtype, outputs: slice | torch.Tensor = slice(None)) -> torch.Tensor:
         """The weight, `[in_features, out_features]`, or only these columns of it: a slice that starts at a multiple
         of 32, or indices in any order."""
-        bits, group = self.choice.bits, self.g_idx.long()
-        qweight, zeros, scales = self.qweight[:, outputs], self._zeros(outputs), self.scales[:, outputs].to(dtype)
+        qweight = self.qweight[:, outputs]
         weight = torch.empty(self.in_features, qweight.shape[1], dtype=dtype, device=qweight.device)
         for rows, words in self._blocks(qweight.shape[1]):
-            codes = unpack_codes(qweight[words], bits, len(weight[rows]))
-            weight[rows] = codes.sub_(zeros[group[rows]])
-            weight[rows].mul_(scales[group[rows]])
+            groups, group = self.g_idx[rows].unique(return_inverse=True)  # of these rows: few
+            codes = unpack_codes(qweight[words], self.choice.bits, len(group))
+            weight[rows] = codes.sub_(self._zeros(groups, outputs)[group])
+            weight[rows].mul_(self.scales[groups][:, outputs].to(dtype)[group])
         return weight
 
-    def _zeros(self, outputs: slice | torch.Tensor) -> torch.Tensor:
+    def _zeros(self, groups: torch.Tensor, outputs: slice | torch.Tensor) -> torch.Tensor:
         """`[groups, outputs]`."""
-        bits = self.choice.bits
+        bits, packed = self.choice.bits, self.qzeros[groups]
         if isinstance(outputs, slice):
             start, stop, _ = outputs.indices(self.out_features)
             words = slice(start * bits // WORD_BITS, pad_to_block(stop) * bits // WORD_BITS)
-            stored = unpack_codes(self.qzeros[:, words].t(), bits, stop - start).t()
+            stored = unpack_codes(packed[:, words].t(), bits, stop - start).t()
         else:  # of each, the 32 codes that it lies among
-            words = self.qzeros.unflatten(1, (-1, bits))[:, outputs // CODES_PER_BLOCK]
+            words = packed.unflatten(1, (-1, bits))[:, outputs // CODES_PER_BLOCK]
             codes = unpack_codes(words.flatten(0, 1).t(), bits, CODES_PER_BLOCK)
             among = (outputs % CODES_PER_BLOCK).repeat(len(words))
             stored = codes.gather(0, among[None]).view(len(words), len(outputs))

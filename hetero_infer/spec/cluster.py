@@ -85,7 +85,7 @@ class Link:
 
 @dataclass(frozen=True)
 class Cluster:
-    """Devices in hostfile order, which is the order of pipeline stages and of ranks."""
+    """Devices in hostfile order, which is the order of ranks; a plan has an order of its own."""
 
     devices: tuple[Device, ...]
     default_link: Link

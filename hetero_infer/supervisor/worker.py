@@ -17,8 +17,9 @@ from hetero_infer.supervisor.json_lines import JsonLines
 from hetero_infer.supervisor.pulse import BEAT_S, Pulse
 from hetero_infer.supervisor.setup import Limits
 
-# glibc's own thresholds rise with what is freed, up to keeping 64 MiB of dequantised weights that nobody uses.
-HEAP = {"MALLOC_MMAP_THRESHOLD_": str(4 * 2**20), "MALLOC_TRIM_THRESHOLD_": str(4 * 2**20)}
+# glibc's own thresholds rise with what is freed, up to keeping 64 MiB of dequantised weights that nobody uses; blocks
+# on the way to them are smaller than these. MKL would keep the panels that it packs, 10 MiB and more.
+HEAP = {"MALLOC_MMAP_THRESHOLD_": str(2 * 2**20), "MALLOC_TRIM_THRESHOLD_": str(2 * 2**20), "MKL_DISABLE_FAST_MM": "1"}
 # A neighbour's death reaches a worker as an error or, inside gloo, as SIGABRT; a launcher stops it with SIGTERM.
 SECOND_HAND_SIGNALS = (signal.SIGABRT, signal.SIGTERM, signal.SIGINT)
 

@@ -12,9 +12,9 @@ import pytest
 from hetero_infer.cost.timeline import recurrence
 from hetero_infer.page.document import draw_page
 from hetero_infer.page.lanes import WIDTH
-from hetero_infer.planner.baselines.draft import NoPlan
 from hetero_infer.planner.compare import compare
 from hetero_infer.planner.estimate import PlanCosts, estimate_plan
+from hetero_infer.planner.no_plan import NoPlan
 from hetero_infer.planner.pareto import Front, ParetoPoint
 from hetero_infer.planner.request import PlanRequest
 from hetero_infer.planner.search import find_plan

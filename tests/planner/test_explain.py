@@ -295,7 +295,7 @@ def test_one_micro_batch_in_flight_waits_for_its_own_token(links: dict[tuple[str
 
 
 def test_other_micro_batches_are_proposed_where_they_fit_and_are_faster() -> None:
-    request = request_of(workload=Workload(4, 2, 5))  # a micro-batch takes the same seconds at any size
+    request = request_of(workload=Workload(4, 1, 5))  # a micro-batch takes the same seconds at any size
     plan = plan_of(request)
     explanation = explain(plan, request)
     change = explanation.best_size
@@ -305,7 +305,7 @@ def test_other_micro_batches_are_proposed_where_they_fit_and_are_faster() -> Non
     assert says.startswith("decode in micro-batches of 2 would fit") and f"{-change.slower:.1%} less time" in says
 
     full = explain(with_memory(plan, {"b:0": used_bytes(plan, request, 1)}), request)
-    assert full.best_size is None  # more logits at once: b:0 lacks the memory for any larger size
+    assert full.best_size is None  # more rows at once: b:0 lacks the memory for any larger size
     best = explain(replace(plan, prefill_micro_batch_size=2, decode_micro_batch_size=2), request)
     assert best.best_size and best.best_size.slower > 0
     for explanation in (full, best):

@@ -1,8 +1,10 @@
 """HiGHS's four answers stay four answers."""
 
+import math
 from dataclasses import replace
 
 import pytest
+from pyomo.contrib.solver.solvers.highs import Highs
 
 from hetero_infer.bench.planner.tiny import (
     EIGHT,
@@ -14,7 +16,11 @@ from hetero_infer.bench.planner.tiny import (
     RandomLatency,
     random_request,
 )
+from hetero_infer.planner.branch_and_bound import BranchAndBound
+from hetero_infer.planner.formulation import count_formulation
 from hetero_infer.planner.problem import PlanningProblem, build_problem
+from hetero_infer.planner.search import with_devices
+from hetero_infer.planner.search_space import SearchSpace
 from hetero_infer.planner.solver import Infeasible, Solution, Undecided, solve
 from hetero_infer.spec import Device, SensitivityTable
 
@@ -70,3 +76,22 @@ def test_a_cutoff_below_the_optimum_leaves_nothing(wide: PlanningProblem) -> Non
     optimum = solve(wide, time_limit_s=60, gap=1e-4)
     assert isinstance(optimum, Solution)
     assert solve(wide, time_limit_s=60, gap=0, cutoff_s=optimum.bound_s * 0.999) == Infeasible()
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_the_model_of_the_winner_holds_the_winner(seed: int) -> None:
+    """The search and the Pyomo model mean the same plans: fixed to the winner, it is feasible and costs as much."""
+    request = random_request(seed)
+    space = SearchSpace(request)
+    found = BranchAndBound(space, 0.0).run(math.inf)
+    if found.pipeline is None:
+        return
+    problem, winner = with_devices(space, found.sizes, found.pipeline)
+    model = count_formulation(problem, problem.typical_s)
+    for j, (stage, layers, ends) in enumerate(zip(problem.stages, winner.layers, winner.ends, strict=True)):
+        for b, choice in enumerate(stage.choices):
+            model.n[j, b].fix(layers.count(choice))
+        for e, way in enumerate(stage.ends):
+            model.e[j, e].fix(int(way is ends))
+    results = Highs().solve(model, rel_gap=0.0)
+    assert results.incumbent_objective * problem.typical_s == pytest.approx(found.seconds, rel=1e-7)

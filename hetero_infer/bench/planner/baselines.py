@@ -7,7 +7,7 @@ The judge is the recurrence, which the simulation of the schedules equals.
 import math
 import multiprocessing
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -17,11 +17,10 @@ from hetero_infer.bench.planner.cases import case_request, paper_clusters
 from hetero_infer.bench.planner.published import llm_pq_latency
 from hetero_infer.bench.planner.random_clusters import random_cluster_request
 from hetero_infer.bench.section import Demand, Section
-from hetero_infer.planner.baselines.draft import NoPlan
 from hetero_infer.planner.compare import Compared, baselines, compare
+from hetero_infer.planner.no_plan import NoPlan, plan_or_why
 from hetero_infer.planner.request import PlanRequest
-from hetero_infer.planner.search import find_plan
-from hetero_infer.spec import InfeasibleError, Plan, Workload
+from hetero_infer.spec import Plan, Workload
 
 GAP, TIME_LIMIT_S = 1e-3, 60.0
 ILP_LIMIT_S = {"paper": 20.0, "measured": 10.0, "random": 1.5}
@@ -113,11 +112,13 @@ def measure_random_clusters(_: Path) -> Section:
     """`NUM_RANDOM` clusters for which there is a plan at all, from `FIRST_SEED` on."""
     limit_s = ILP_LIMIT_S["random"]
     duels: list[Duel] = []
+    without: dict[str, NoPlan] = {}
     last = FIRST_SEED - 1
     while len(duels) < NUM_RANDOM:
         seeds = range(last + 1, last + 1 + NUM_RANDOM - len(duels))
-        duels += _duels([Job(f"seed {seed}", partial(random_cluster_request, seed), limit_s) for seed in seeds])
-        last = seeds[-1]
+        jobs = [Job(f"seed {seed}", partial(random_cluster_request, seed), limit_s) for seed in seeds]
+        more, none = _duels(jobs)
+        duels, without, last = duels + more, without | none, seeds[-1]
     names = list(baselines(limit_s))
     table = []
     for name in names:
@@ -142,6 +143,7 @@ def measure_random_clusters(_: Path) -> Section:
             f"are left out. LLM-PQ's ILP had {limit_s:g} s a cluster, for all its orders and sizes.",
             f"The best baseline of each cluster: geometric mean {geometric_mean(best):.3f}; "
             f"{sum(slower < LITTLE for slower in best)} within {LITTLE - 1:.0%} of ours.",
+            *_undecided(without),
             *(f"{count} of these: {why}" for why, count in narrow.most_common()),
         ],
         [_facts(duel) for duel in duels],
@@ -157,25 +159,33 @@ def geometric_mean(values: Sequence[float]) -> float:
     return math.exp(math.fsum(map(math.log, values)) / len(values)) if values else math.nan
 
 
-def _duels(jobs: Iterable[Job]) -> list[Duel]:
-    """In the order of `jobs`, less those for which there is no plan."""
+def _duels(jobs: Sequence[Job]) -> tuple[list[Duel], dict[str, NoPlan]]:
+    """In the order of `jobs`; those that we have no plan for apart, by name."""
     with ProcessPoolExecutor(PROCESSES, multiprocessing.get_context("spawn")) as pool:
-        return [duel for duel in pool.map(_duel, jobs) if duel]
+        found = list(zip(jobs, pool.map(_duel, jobs), strict=True))
+    return (
+        [duel for _, duel in found if isinstance(duel, Duel)],
+        {job.name: none for job, none in found if isinstance(none, NoPlan)},
+    )
 
 
-def _duel(job: Job) -> Duel | None:
+def _duel(job: Job) -> Duel | NoPlan:
     request = job.request()
-    try:
-        plan = job.plan or find_plan(request, time_limit_s=TIME_LIMIT_S, gap=GAP)
-    except InfeasibleError:
-        return None
-    return Duel(job.name, compare(request, plan, baselines(job.ilp_limit_s)))
+    plan = job.plan or plan_or_why(request, time_limit_s=TIME_LIMIT_S, gap=GAP)
+    return plan if isinstance(plan, NoPlan) else Duel(job.name, compare(request, plan, baselines(job.ilp_limit_s)))
+
+
+def _undecided(without: Mapping[str, NoPlan]) -> list[str]:
+    return [
+        f"{name}: no plan in {TIME_LIMIT_S:g} s, and none proven not to be"
+        for name, none in without.items()
+        if not none.is_proven
+    ]
 
 
 def _each(title: str, jobs: Sequence[Job]) -> Section:
     """A row for each cluster, and the geometric means below."""
-    duels, ilp_limit_s = _duels(jobs), jobs[0].ilp_limit_s
-    without = {job.name for job in jobs} - {duel.name for duel in duels}
+    (duels, without), ilp_limit_s = _duels(jobs), jobs[0].ilp_limit_s
     names = list(baselines(ilp_limit_s))
     table = [
         (
@@ -194,7 +204,8 @@ def _each(title: str, jobs: Sequence[Job]) -> Section:
         [
             f"none: no plan within memory and Ω by that rule. LLM-PQ's ILP had {ilp_limit_s:g} s, for all its orders "
             "and sizes.",
-            *(f"{name}: proven to have no plan within memory and Ω" for name in sorted(without)),
+            *(f"{name}: proven to have no plan within memory and Ω" for name in without if without[name].is_proven),
+            *_undecided(without),
             *(
                 f"{duel.name}: {why_near(duel)} ({duel.nearest.slower:.3f})"
                 for duel in duels

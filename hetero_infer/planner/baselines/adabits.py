@@ -13,10 +13,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from hetero_infer.planner.baselines.draft import NoPlan, best_sized, fastest, with_highest_ends
+from hetero_infer.planner.baselines.draft import best_sized, fastest, with_highest_ends
 from hetero_infer.planner.baselines.memory_proportional import proportional_counts
 from hetero_infer.planner.baselines.uniform import even_counts
 from hetero_infer.planner.least_omega import LeastOmega, TooManyCounts
+from hetero_infer.planner.no_plan import NoPlan
 from hetero_infer.planner.problem import LayerChoices, PlanningProblem, StageTerms, build_problem
 from hetero_infer.planner.request import PlanRequest
 from hetero_infer.planner.solver import least_omega_layers

@@ -7,12 +7,13 @@ over all micro-batch sizes that fit, by the recurrence, or `NoPlan`.
 import itertools
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from hetero_infer.cost.memory import plan_memory
 from hetero_infer.cost.timeline import decode_seconds, prefill_seconds, recurrence
-from hetero_infer.planner.check import missing_mib
+from hetero_infer.planner.check import missing_mib, unmeasured
 from hetero_infer.planner.estimate import PlanCosts, estimate_plan
+from hetero_infer.planner.no_plan import NoPlan
 from hetero_infer.planner.problem import QUALITY_TOLERANCE
 from hetero_infer.planner.request import PlanRequest
 from hetero_infer.spec.choice import Choice
@@ -24,13 +25,6 @@ from hetero_infer.spec.workload import Phase
 JUDGED = 3  # pairs of sizes: the fastest by the closed form are compared by the recurrence
 
 Stages = Sequence[tuple[Device, Sequence[Choice]]]
-
-
-@dataclass(frozen=True)
-class NoPlan:
-    """A baseline's answer where its rule gives nothing that can run."""
-
-    why: str
 
 
 def draft(request: PlanRequest, stages: Stages, prefill_size: int, decode_size: int) -> Plan:
@@ -133,16 +127,9 @@ def lacks_memory(request: PlanRequest, plan: Plan) -> str | None:
 
 
 def _is_not_measured(request: PlanRequest, plan: Plan) -> str | None:
-    allowed = request.latency.allowed_choices
-    for stage in range(len(plan.stages)):
-        device = plan.device_of(stage)
-        choices = {plan.decoder_choices[layer] for layer in plan.decoder_range(stage)}
-        if not choices <= set(allowed(device, request.choices)):
-            return f"is not measured on a {device.type}"
-    ends = zip(ENDS, (0, len(plan.stages) - 1), (plan.embedding_choice, plan.head_choice), strict=True)
-    for kind, stage, choice in ends:
-        if not allowed(plan.device_of(stage), (choice,), kind):
-            return f"has no {kind} measured on a {plan.device_of(stage).type}"
+    for stage, kind, _ in unmeasured(plan, request.latency):
+        what = "is not" if kind == "decoder" else f"has no {kind}"
+        return f"{what} measured on a {plan.device_of(stage).type}"
     return None
 
 

@@ -17,8 +17,9 @@ import pyomo.environ as pyo
 from pyomo.contrib.solver.common.results import TerminationCondition
 from pyomo.contrib.solver.solvers.highs import Highs
 
-from hetero_infer.planner.baselines.draft import NoPlan, draft, estimated, obstacle
+from hetero_infer.planner.baselines.draft import draft, estimated, obstacle
 from hetero_infer.planner.baselines.llm_pq import candidates, their_seconds
+from hetero_infer.planner.no_plan import NoPlan
 from hetero_infer.planner.problem import LayerChoices, PlanningProblem
 from hetero_infer.planner.request import PlanRequest
 from hetero_infer.planner.solver import TOLERANCE, highs_version

@@ -1,7 +1,8 @@
 """Layers in proportion to memory, at one bitwidth: the split of who looks at the cards and not at the clock."""
 
-from hetero_infer.planner.baselines.draft import NoPlan, best_sized
+from hetero_infer.planner.baselines.draft import best_sized
 from hetero_infer.planner.baselines.uniform import highest_bits, one_choice
+from hetero_infer.planner.no_plan import NoPlan
 from hetero_infer.planner.request import PlanRequest
 from hetero_infer.spec.plan import Plan
 

@@ -7,7 +7,8 @@ prefill. Here every bitwidth and every pair of sizes is tried.
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from hetero_infer.planner.baselines.draft import NoPlan, Stages, best_sized, estimated, obstacle, with_ends
+from hetero_infer.planner.baselines.draft import Stages, best_sized, estimated, obstacle, with_ends
+from hetero_infer.planner.no_plan import NoPlan
 from hetero_infer.planner.request import PlanRequest
 from hetero_infer.spec.choice import DEFAULT_GROUP_SIZE, Choice
 from hetero_infer.spec.plan import Plan

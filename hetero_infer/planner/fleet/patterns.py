@@ -98,10 +98,13 @@ class PatternBook:
         rates, patterns = self._rates, self._of_kind(kind)
         needs = rates.weight_bytes[kind] + share * rates.sequence_bytes[kind]
         quantised = [choice.is_quantised for choice in rates.request.choices]
-        buffer = rates.dequantise_bytes(kind) * (patterns.counts[:, quantised].sum(axis=1) > 0)
-        room = rates.room_bytes(kind, *sizes, is_first=is_first, is_last=is_last)
+        without_buffer, with_buffer = (
+            rates.room_bytes(kind, *sizes, is_first=is_first, is_last=is_last, dequantises=dequantises)
+            for dequantises in (False, True)
+        )
+        room = np.where(patterns.counts[:, quantised].sum(axis=1) > 0, with_buffer, without_buffer)
         is_end = is_first or is_last
-        fits = patterns.counts @ needs + buffer <= room
+        fits = patterns.counts @ needs <= room
 
         def seconds(phase: Phase, size: int) -> Floats:
             layer_s = rates.layer_s[phase][kind, :, size]
@@ -116,7 +119,7 @@ class PatternBook:
         """Those of two choices that are neighbours in size, and that fit with a single sequence."""
         rates = self._rates
         needs = rates.weight_bytes[kind] + rates.sequence_bytes[kind]
-        room = max(0, rates.room_bytes(kind, 1, 1, is_first=False, is_last=False))
+        room = max(0, rates.room_bytes(kind, 1, 1))
         allowed = np.flatnonzero(np.isfinite(rates.layer_s[Phase.DECODE][kind, :, 1]))
         rows = set(self._rows(sorted(allowed, key=lambda choice: float(needs[choice])), needs, room))
         return Patterns(np.array(sorted(rows, key=lambda row: (sum(row), row))), rates.omega)

@@ -79,8 +79,17 @@ class Rates:
         """Devices of each kind."""
         return np.array([len(devices) for devices in self.kinds], dtype=float)
 
-    def room_bytes(self, kind: int, prefill_size: int, decode_size: int, *, is_first: bool, is_last: bool) -> int:
-        """For decoder layers and the buffer to dequantise into; ends, workspace and margin are taken off."""
+    def room_bytes(
+        self,
+        kind: int,
+        prefill_size: int,
+        decode_size: int,
+        *,
+        is_first: bool = False,
+        is_last: bool = False,
+        dequantises: bool = False,
+    ) -> int:
+        """For decoder layers; ends, workspace and margin are taken off."""
         model, device = self.request.model, self.kinds[kind][0]
         embedding, head = (UNQUANTISED if stands else None for stands in (is_first, is_last))
         taken = memory.end_layer_bytes(model, embedding, head, device.element_bytes) + memory.workspace_bytes(
@@ -89,14 +98,11 @@ class Rates:
             prefill_size,
             decode_size,
             device.element_bytes,
+            is_first=is_first,
             is_last=is_last,
-            has_neighbours=not (is_first and is_last),
-            dequantises=False,
+            dequantises=dequantises,
         )
         return memory.without_margin(device.memory_bytes) - taken
-
-    def dequantise_bytes(self, kind: int) -> int:
-        return memory.dequantise_bytes(self.request.model, self.kinds[kind][0].element_bytes)
 
     def fastest_send_s(self, phase: Phase) -> float:
         """Of the smallest message, over the best link."""

@@ -233,8 +233,14 @@ class Relaxation:
         """Of each stand, with micro-batches of at least `decode_size`."""
         return np.array(
             [
-                self.rates.room_bytes(stand.kind, 1, decode_size, is_first=stand.is_first, is_last=stand.is_last)
-                - stand.dequantises * self.rates.dequantise_bytes(stand.kind)
+                self.rates.room_bytes(
+                    stand.kind,
+                    1,
+                    decode_size,
+                    is_first=stand.is_first,
+                    is_last=stand.is_last,
+                    dequantises=stand.dequantises,
+                )
                 for stand in self._stands
             ],
             dtype=float,

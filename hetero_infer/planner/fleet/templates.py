@@ -63,7 +63,7 @@ def guess_seconds(rates: Rates, devices: tuple[int, ...], shares: Floats) -> Flo
     num_layers, mix = len(rates.omega), rates.mix
     used = np.flatnonzero(devices)
     count = np.array(devices, dtype=float)[used]
-    room = np.array([rates.room_bytes(int(kind), 1, 1, is_first=False, is_last=False) for kind in used])
+    room = np.array([rates.room_bytes(int(kind), 1, 1) for kind in used])
     weight_bytes = rates.weight_bytes[used] @ mix
     prefill_s, decode_s = (
         np.einsum("kcs,c->ks", np.where(mix[:, None] > 0, rates.layer_s[phase][used], 0.0), mix) for phase in Phase

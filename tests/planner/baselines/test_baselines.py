@@ -6,12 +6,13 @@ from dataclasses import replace
 import pytest
 
 from hetero_infer.bench.planner.tiny import random_request
-from hetero_infer.planner.baselines.draft import NoPlan, best_sized, judged_s
+from hetero_infer.planner.baselines.draft import best_sized, judged_s
 from hetero_infer.planner.baselines.memory_proportional import proportional_counts
 from hetero_infer.planner.baselines.pipeedge import pipeedge
 from hetero_infer.planner.baselines.uniform import uniform
 from hetero_infer.planner.check import check_plan
 from hetero_infer.planner.compare import baselines, compare
+from hetero_infer.planner.no_plan import NoPlan
 from hetero_infer.spec import Plan
 
 from .enumeration import at_sizes

@@ -7,10 +7,10 @@ from dataclasses import replace
 import pytest
 
 from hetero_infer.bench.planner.tiny import random_request
-from hetero_infer.planner.baselines.draft import NoPlan
 from hetero_infer.planner.baselines.llm_pq import orders
 from hetero_infer.planner.baselines.llm_pq_heuristic import llm_pq_heuristic
 from hetero_infer.planner.baselines.llm_pq_ilp import run_llm_pq_ilp
+from hetero_infer.planner.no_plan import NoPlan
 from hetero_infer.planner.request import PlanRequest
 from hetero_infer.planner.search import find_plan
 from hetero_infer.spec import Device, Objective, Phase, Plan
