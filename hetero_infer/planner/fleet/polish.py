@@ -13,6 +13,7 @@ from hetero_infer.spec.errors import HeteroInferError
 from hetero_infer.spec.plan import Plan, StagePlan
 
 LEAST_S = 0.5  # that an exact search is worth starting for
+MOST_DEVICES = 12  # more take the exact search longer than a fleet's planning lasts
 GAP = 1e-3
 
 
@@ -23,10 +24,9 @@ def polished(request: PlanRequest, plans: Sequence[Plan], *, deadline_s: float) 
     for number, plan in sorted(enumerate(plans), key=lambda item: -closed_form_s(item[1])):
         groups.setdefault(_what_it_is(plan), []).append(number)
     for numbers in groups.values():
-        left_s = deadline_s - time.monotonic()
-        if left_s < LEAST_S:
+        left_s, draft = deadline_s - time.monotonic(), plans[numbers[0]]
+        if left_s < LEAST_S or len(draft.devices) > MOST_DEVICES:
             break
-        draft = plans[numbers[0]]
         try:
             plan = find_plan(_alone(request, draft), time_limit_s=left_s, gap=GAP)
         except HeteroInferError:

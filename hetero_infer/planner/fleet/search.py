@@ -56,19 +56,24 @@ class FleetSearch:
             self._counts = tuple(count // parts for count in self._counts)
             self._batch_size //= parts
             self._deadline_s -= (1 - PART_SHARE) * (self._deadline_s - time.monotonic())
+            self._add(self._ideas())
             self._improve()
             self._best *= parts
             self._counts, self._batch_size, self._deadline_s = whole
+        if not self._best:
+            self._add(self._ideas())
         self._improve()
         return [pipeline for _, pipeline in self._best]
 
+    def _ideas(self) -> Iterator[tuple[Devices, None]]:
+        return itertools.chain(self._even_splits(), self._stretches(), self._everything())
+
     def _improve(self) -> None:
-        self._add(itertools.chain(self._even_splits(), self._stretches(), self._everything()))
         failures = 0
-        while failures < MOST_FAILURES:
+        while failures < MOST_FAILURES and time.monotonic() < self._deadline_s:
             before_s, known = self._best_s, self._num_known
             self._choose_and_plan()
-            if time.monotonic() > self._deadline_s or self._num_known == known:
+            if self._num_known == known:
                 break
             failures = 0 if self._best_s < before_s * (1 - CLOSE) else failures + 1
 
