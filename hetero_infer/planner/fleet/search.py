@@ -70,7 +70,7 @@ class FleetSearch:
 
     def _improve(self) -> None:
         failures = 0
-        while failures < MOST_FAILURES and time.monotonic() < self._deadline_s:
+        while failures < MOST_FAILURES and (not self._best or time.monotonic() < self._deadline_s):
             before_s, known = self._best_s, self._num_known
             self._choose_and_plan()
             if self._num_known == known:
