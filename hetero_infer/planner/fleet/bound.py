@@ -26,7 +26,7 @@ SOLVES_PER_PRICES = 48
 WORTH_A_MOVE = 2e-3  # that the cheapest replica may become dearer by
 LEAST_PRICE = 1e-4  # of all devices of a kind: for nothing a replica would take as many as there are
 # How much a range's width counts when a cell is split: of seconds as a share of the limit, else in logarithms.
-WEIGHTS = {"sequences": 0.3, "decode_micro_batches": 0.4, "busy_s": 0.7, "round_s": 0.3}
+WEIGHTS = {"sequences": 0.3, "decode_micro_batches": 0.4, "busy_s": 6.0, "round_s": 0.3}
 
 
 @dataclass(order=True)

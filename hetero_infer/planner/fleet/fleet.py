@@ -24,7 +24,7 @@ from hetero_infer.spec.fleet import Fleet
 from hetero_infer.spec.objective import Objective
 from hetero_infer.spec.plan import Plan, QualityPlan, SolverReport, StagePlan
 
-SEARCH_SHARE, POLISH_SHARE = 0.3, 0.2  # of the time at most; the rest is for the bound
+SEARCH_SHARE, POLISH_SHARE = 0.25, 0.2  # of the time at most; the rest is for the bound
 ONE_PIPELINE_SHARE = 0.5  # of the time, where one and several are compared
 
 
@@ -45,7 +45,7 @@ def plan_fleet(request: PlanRequest, *, time_limit_s: float, gap: float, replica
             "time_limit_s, lower batch_size or allow fewer bits"
         )
     drafts = [_plan(request, pipeline, devices) for pipeline, devices in _placed(rates, found)]
-    plans = polished(request, drafts, deadline_s=time.monotonic() + POLISH_SHARE * time_limit_s, gap=gap)
+    plans = polished(request, drafts, deadline_s=time.monotonic() + POLISH_SHARE * time_limit_s)
     slowest_s = max(map(closed_form_s, plans))
     bound_s = FleetBound(rates).seconds(slowest_s, deadline_s=started_s + time_limit_s, gap=gap)
     proven_gap = max(0.0, 1 - bound_s / slowest_s)

@@ -13,21 +13,22 @@ from hetero_infer.spec.errors import HeteroInferError
 from hetero_infer.spec.plan import Plan, StagePlan
 
 LEAST_S = 0.5  # that an exact search is worth starting for
+MOST_DEVICES = 12  # more take the exact search longer than a fleet's planning lasts
+GAP = 1e-3
 
 
-def polished(request: PlanRequest, plans: Sequence[Plan], *, deadline_s: float, gap: float) -> list[Plan]:
+def polished(request: PlanRequest, plans: Sequence[Plan], *, deadline_s: float) -> list[Plan]:
     """The slowest first, for it makes the fleet wait; of alike replicas one is planned, for all of them."""
     better = list(plans)
     groups: dict[object, list[int]] = {}
     for number, plan in sorted(enumerate(plans), key=lambda item: -closed_form_s(item[1])):
         groups.setdefault(_what_it_is(plan), []).append(number)
-    for left, numbers in zip(range(len(groups), 0, -1), groups.values(), strict=True):
-        left_s = (deadline_s - time.monotonic()) / left
-        if left_s < LEAST_S:
+    for numbers in groups.values():
+        left_s, draft = deadline_s - time.monotonic(), plans[numbers[0]]
+        if left_s < LEAST_S or len(draft.devices) > MOST_DEVICES:
             break
-        draft = plans[numbers[0]]
         try:
-            plan = find_plan(_alone(request, draft), time_limit_s=left_s, gap=gap)
+            plan = find_plan(_alone(request, draft), time_limit_s=left_s, gap=GAP)
         except HeteroInferError:
             continue
         if closed_form_s(plan) < closed_form_s(draft):

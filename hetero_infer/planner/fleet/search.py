@@ -27,6 +27,8 @@ CLOSE = 1e-3  # of the seconds: bisected no further, and no improvement
 OPTIMISM, NEIGHBOURS_OPTIMISM = 0.97, 0.985  # of a guess, so that new templates get a chance
 NEAR = 1.03  # the best: worth looking beside
 MOVES = (1, 2, 4)  # devices at once
+PART_DEVICES = 48  # at least, in one of the cluster's equal parts
+PART_SHARE = 0.5  # of the time, for it
 MOST_FAILURES = 12  # rounds without improvement
 
 
@@ -42,16 +44,38 @@ class FleetSearch:
         self._best: list[tuple[Template, Pipeline]] = []
 
     def best(self) -> list[Pipeline]:
-        """The pipelines of the fastest fleet, until the deadline or until nothing new helps; empty if there is none."""
-        self._add(itertools.chain(self._even_splits(), self._stretches(), self._everything()))
+        """The pipelines of the fastest fleet, until the deadline or until nothing new helps; empty if there is none.
+
+        A cluster of equal parts is a fleet of each part first: its templates are good ones, and there are fewer.
+        """
+        alike = math.gcd(*self._counts, self._batch_size)
+        most_parts = sum(self._counts) // PART_DEVICES
+        parts = max((n for n in range(1, most_parts + 1) if alike % n == 0), default=1)
+        if parts > 1 and self._replicas is None:
+            whole = self._counts, self._batch_size, self._deadline_s
+            self._counts = tuple(count // parts for count in self._counts)
+            self._batch_size //= parts
+            self._deadline_s -= (1 - PART_SHARE) * (self._deadline_s - time.monotonic())
+            self._add(self._ideas())
+            self._improve()
+            self._best *= parts
+            self._counts, self._batch_size, self._deadline_s = whole
+        if not self._best:
+            self._add(self._ideas())
+        self._improve()
+        return [pipeline for _, pipeline in self._best]
+
+    def _ideas(self) -> Iterator[tuple[Devices, None]]:
+        return itertools.chain(self._even_splits(), self._stretches(), self._everything())
+
+    def _improve(self) -> None:
         failures = 0
-        while failures < MOST_FAILURES:
+        while failures < MOST_FAILURES and (not self._best or time.monotonic() < self._deadline_s):
             before_s, known = self._best_s, self._num_known
             self._choose_and_plan()
-            if time.monotonic() > self._deadline_s or self._num_known == known:
+            if self._num_known == known:
                 break
             failures = 0 if self._best_s < before_s * (1 - CLOSE) else failures + 1
-        return [pipeline for _, pipeline in self._best]
 
     @property
     def effort(self) -> str:
@@ -97,7 +121,7 @@ class FleetSearch:
                 best, high_s = chosen, middle_s
             else:
                 low_s = middle_s
-            if high_s - low_s < CLOSE * high_s:
+            if high_s - low_s < CLOSE * high_s or time.monotonic() > self._deadline_s:
                 break
         return self._without_surplus(best)
 

