@@ -19,7 +19,7 @@ from hetero_infer.planner.fleet.rates import Rates
 from hetero_infer.planner.fleet.relaxation import Cell, Relaxation
 from hetero_infer.spec.workload import Phase
 
-FIRST_CLAIM = 0.75  # of what a known fleet takes
+FIRST_CLAIM = 0.85  # of what a known fleet takes
 BOLDNESS = 0.2  # of the way to it, for the next claim
 PATIENCE = 0.5  # of the time left, for one claim
 SOLVES_PER_PRICES = 48
