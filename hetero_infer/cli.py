@@ -120,9 +120,9 @@ def _sensitivity(args: argparse.Namespace) -> int:
 
 def _plan(args: argparse.Namespace) -> int:
     from hetero_infer import prepare
+    from hetero_infer.planner.answers.pareto import pareto_front
     from hetero_infer.planner.baselines.uniform import why_not_uniform
     from hetero_infer.planner.compare import all_planners, compare
-    from hetero_infer.planner.pareto import pareto_front
     from hetero_infer.report import based_on, comparison_text, fleet_table, labelled, pareto_table, plan_table
     from hetero_infer.request_report import proposals_table, requests_words
 
@@ -180,9 +180,9 @@ def _write_page(path: Path, plan: Plan, request: "PlanRequest", **parts: Any) ->
 
 def _explain(args: argparse.Namespace) -> int:
     from hetero_infer import prepare
-    from hetero_infer.planner.alternatives import Again
+    from hetero_infer.planner.answers.alternatives import Again
+    from hetero_infer.planner.answers.explain import explain
     from hetero_infer.planner.check import check_plan
-    from hetero_infer.planner.explain import explain
     from hetero_infer.report import based_on, explanation_text, labelled, labelled_all
 
     config = RunConfig.load(args.config)
@@ -211,8 +211,8 @@ def _explain(args: argparse.Namespace) -> int:
 
 def _whatif(args: argparse.Namespace) -> int:
     from hetero_infer import prepare
-    from hetero_infer.planner.cluster_edit import with_added, without
-    from hetero_infer.planner.what_if import what_if
+    from hetero_infer.planner.answers.cluster_edit import with_added, without
+    from hetero_infer.planner.answers.what_if import what_if
     from hetero_infer.report import labelled, link_words, what_if_table
 
     config = RunConfig.load(args.config)

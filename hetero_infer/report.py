@@ -12,11 +12,11 @@ from hetero_infer.spec import Choice, Cluster, Device, Fleet, Link, Phase, Plan
 from hetero_infer.spec.plan import SolverReport, num_micro_batches
 
 if TYPE_CHECKING:
+    from hetero_infer.planner.answers.explain import Explanation
+    from hetero_infer.planner.answers.pareto import Front
+    from hetero_infer.planner.answers.what_if import WhatIf
     from hetero_infer.planner.compare import Compared
-    from hetero_infer.planner.explain import Explanation
     from hetero_infer.planner.no_plan import NoPlan
-    from hetero_infer.planner.pareto import Front
-    from hetero_infer.planner.what_if import WhatIf
 
 MIB, GIB = 2**20, 2**30
 WIDTH = 114  # columns; a table of long names takes up to 120

@@ -194,7 +194,7 @@ def loaded_by(statements: Iterable[str]) -> set[str]:
             {"auto_gptq", "transformers", "pyomo", "highspy"},
         ),
         (
-            ("planner.search", "planner.check", "planner.explain", "cost.latency"),
+            ("planner.search", "planner.check", "planner.answers.explain", "cost.latency"),
             {"pyomo"},
             {"torch", "deepspeed", "transformers"},
         ),

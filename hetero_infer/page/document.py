@@ -11,9 +11,9 @@ from hetero_infer.page.lanes import Lane, Piece, lanes
 from hetero_infer.page.pareto_chart import pareto_chart
 from hetero_infer.pipeline.gantt import Box, boxes
 from hetero_infer.pipeline.rehearsal import rehearse
+from hetero_infer.planner.answers.pareto import Front, ParetoPoint
 from hetero_infer.planner.compare import Compared
 from hetero_infer.planner.estimate import PlanCosts, estimate_plan
-from hetero_infer.planner.pareto import Front, ParetoPoint
 from hetero_infer.planner.request import PlanRequest
 from hetero_infer.report import (
     comparison_reasons,

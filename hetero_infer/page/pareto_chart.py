@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from html import escape
 
 from hetero_infer.page.lanes import legend
-from hetero_infer.planner.pareto import ParetoPoint
+from hetero_infer.planner.answers.pareto import ParetoPoint
 from hetero_infer.report import increase_words
 
 WIDTH, HEIGHT = 420, 280

@@ -8,13 +8,14 @@ import time
 from collections.abc import Collection
 from dataclasses import replace
 
-from hetero_infer.planner.branch_and_bound import BranchAndBound, Found
 from hetero_infer.planner.diagnosis import why_infeasible
 from hetero_infer.planner.estimate import estimate_plan
+from hetero_infer.planner.exact.branch_and_bound import BranchAndBound, Found
+from hetero_infer.planner.exact.search_space import SearchSpace
+from hetero_infer.planner.exact.space import Pipeline
 from hetero_infer.planner.problem import PlanningProblem, build_problem
 from hetero_infer.planner.rank import rank
 from hetero_infer.planner.request import PlanRequest
-from hetero_infer.planner.search_space import SearchSpace
 from hetero_infer.planner.solver import (
     Infeasible,
     Solution,
@@ -24,7 +25,6 @@ from hetero_infer.planner.solver import (
     least_omega_layers,
     solve,
 )
-from hetero_infer.planner.space import Pipeline
 from hetero_infer.spec.errors import HeteroInferError, InfeasibleError
 from hetero_infer.spec.objective import Objective
 from hetero_infer.spec.plan import Plan, QualityPlan, SolverReport, StagePlan

@@ -12,14 +12,14 @@ import pytest
 from hetero_infer.cost.timeline import recurrence
 from hetero_infer.page.document import draw_page
 from hetero_infer.page.lanes import WIDTH
+from hetero_infer.planner.answers.pareto import Front, ParetoPoint
 from hetero_infer.planner.compare import compare
 from hetero_infer.planner.estimate import PlanCosts, estimate_plan
 from hetero_infer.planner.no_plan import NoPlan
-from hetero_infer.planner.pareto import Front, ParetoPoint
 from hetero_infer.planner.request import PlanRequest
 from hetero_infer.planner.search import find_plan
 from hetero_infer.spec import Device, Phase, Plan, Workload
-from tests.planner.test_explain import ROOMY, plan_of, request_of
+from tests.planner.answers.test_explain import ROOMY, plan_of, request_of
 
 VOID = {"meta"}
 HOSTILE = '<script>alert("1")</script>'

@@ -6,10 +6,10 @@ import pytest
 
 from hetero_infer.bench.planner.tiny import brute_force, random_request
 from hetero_infer.planner.check import check_plan
-from hetero_infer.planner.fluid import fluid_bound_s
+from hetero_infer.planner.exact.fluid import fluid_bound_s
+from hetero_infer.planner.exact.search_space import SearchSpace
 from hetero_infer.planner.problem import omega_rows
 from hetero_infer.planner.search import find_plan
-from hetero_infer.planner.search_space import SearchSpace
 from hetero_infer.spec import InfeasibleError, Objective
 
 SEEDS = range(60)

@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 
 from hetero_infer.bench.planner.tiny import EIGHT, RandomLatency, brute_force, random_request
-from hetero_infer.planner import branch_and_bound, search
+from hetero_infer.planner import search
+from hetero_infer.planner.exact import branch_and_bound
 from hetero_infer.spec import HeteroInferError, InfeasibleError, InputError, Objective
 
 EASY = next(  # several pairs, several devices, a quality limit

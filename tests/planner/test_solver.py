@@ -16,11 +16,11 @@ from hetero_infer.bench.planner.tiny import (
     RandomLatency,
     random_request,
 )
-from hetero_infer.planner.branch_and_bound import BranchAndBound
+from hetero_infer.planner.exact.branch_and_bound import BranchAndBound
+from hetero_infer.planner.exact.search_space import SearchSpace
 from hetero_infer.planner.formulation import count_formulation
 from hetero_infer.planner.problem import PlanningProblem, build_problem
 from hetero_infer.planner.search import with_devices
-from hetero_infer.planner.search_space import SearchSpace
 from hetero_infer.planner.solver import Infeasible, Solution, Undecided, solve
 from hetero_infer.spec import Device, SensitivityTable
 

@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 from hetero_infer.planner.baselines.draft import best_sized, fastest, with_highest_ends
 from hetero_infer.planner.baselines.memory_proportional import proportional_counts
 from hetero_infer.planner.baselines.uniform import even_counts
-from hetero_infer.planner.least_omega import LeastOmega, TooManyCounts
+from hetero_infer.planner.exact.least_omega import LeastOmega, TooManyCounts
+from hetero_infer.planner.exact.stage_options import fitting
 from hetero_infer.planner.no_plan import NoPlan
 from hetero_infer.planner.problem import LayerChoices, PlanningProblem, StageTerms, build_problem
 from hetero_infer.planner.request import PlanRequest
 from hetero_infer.planner.solver import least_omega_layers
-from hetero_infer.planner.stage_options import fitting
 from hetero_infer.spec.choice import Choice
 from hetero_infer.spec.plan import Plan, num_micro_batches
 

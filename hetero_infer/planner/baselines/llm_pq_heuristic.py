@@ -14,7 +14,7 @@ from functools import cached_property
 from hetero_infer.planner.baselines.adabits import LeastLoss
 from hetero_infer.planner.baselines.draft import draft, estimated, obstacle
 from hetero_infer.planner.baselines.llm_pq import candidates, their_seconds
-from hetero_infer.planner.least_omega import TooManyCounts
+from hetero_infer.planner.exact.least_omega import TooManyCounts
 from hetero_infer.planner.no_plan import NoPlan
 from hetero_infer.planner.problem import QUALITY_TOLERANCE, LayerChoices, PlanningProblem
 from hetero_infer.planner.request import PlanRequest

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from hetero_infer.planner.baselines.draft import Stages, best_sized, fastest, with_highest_ends
 from hetero_infer.planner.baselines.uniform import highest_bits
-from hetero_infer.planner.device_classes import DeviceClass, best_link, device_classes, has_one_link
+from hetero_infer.planner.exact.device_classes import DeviceClass, best_link, device_classes, has_one_link
 from hetero_infer.planner.no_plan import NoPlan
 from hetero_infer.planner.problem import send_seconds, stage_terms
 from hetero_infer.planner.request import PlanRequest

@@ -7,7 +7,7 @@ import pytest
 from hetero_infer.bench.planner.tiny import random_request
 from hetero_infer.planner.baselines.draft import with_highest_ends
 from hetero_infer.planner.baselines.pipeedge import Stations, pipeedge
-from hetero_infer.planner.device_classes import device_classes
+from hetero_infer.planner.exact.device_classes import device_classes
 from hetero_infer.spec import Phase, Plan
 
 from .enumeration import at_sizes, partitions, phase_costs

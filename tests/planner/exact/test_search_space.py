@@ -6,10 +6,10 @@ from dataclasses import replace
 import pytest
 
 from hetero_infer.bench.planner.tiny import PlanRequest, exhaust, random_request
-from hetero_infer.planner import least_omega, ring_paths
 from hetero_infer.planner.check import check_plan
+from hetero_infer.planner.exact import least_omega, ring_paths
+from hetero_infer.planner.exact.search_space import SearchSpace
 from hetero_infer.planner.search import find_plan
-from hetero_infer.planner.search_space import SearchSpace
 from hetero_infer.spec import Cluster, Device, HeteroInferError, InfeasibleError, Link, Objective
 
 

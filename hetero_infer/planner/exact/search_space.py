@@ -6,9 +6,12 @@ from functools import cached_property
 
 import numpy as np
 
-from hetero_infer.planner.arrays import Bools, Floats, Integers
-from hetero_infer.planner.device_classes import DeviceClass, best_link, device_classes, has_one_link
-from hetero_infer.planner.least_omega import LeastOmega, TooManyCounts
+from hetero_infer.planner.exact.arrays import Bools, Floats, Integers
+from hetero_infer.planner.exact.device_classes import DeviceClass, best_link, device_classes, has_one_link
+from hetero_infer.planner.exact.least_omega import LeastOmega, TooManyCounts
+from hetero_infer.planner.exact.ring_paths import RingPaths, TooManyStates
+from hetero_infer.planner.exact.space import Pipeline, Space, Wires
+from hetero_infer.planner.exact.stage_options import CountTables, Position, StageOptions, fitting
 from hetero_infer.planner.objective import ClosedForm, closed_form, shared_prefills
 from hetero_infer.planner.problem import (
     QUALITY_TOLERANCE,
@@ -19,9 +22,6 @@ from hetero_infer.planner.problem import (
     stage_terms,
 )
 from hetero_infer.planner.request import PlanRequest
-from hetero_infer.planner.ring_paths import RingPaths, TooManyStates
-from hetero_infer.planner.space import Pipeline, Space, Wires
-from hetero_infer.planner.stage_options import CountTables, Position, StageOptions, fitting
 from hetero_infer.spec.choice import Choice
 from hetero_infer.spec.cluster import Device
 from hetero_infer.spec.errors import InputError

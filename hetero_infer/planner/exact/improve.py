@@ -2,10 +2,10 @@
 
 import numpy as np
 
-from hetero_infer.planner.arrays import Floats
-from hetero_infer.planner.relaxation import Relaxation
-from hetero_infer.planner.space import Pipeline, Space
-from hetero_infer.planner.stage_options import IntervalOptions
+from hetero_infer.planner.exact.arrays import Floats
+from hetero_infer.planner.exact.relaxation import Relaxation
+from hetero_infer.planner.exact.space import Pipeline, Space
+from hetero_infer.planner.exact.stage_options import IntervalOptions
 from hetero_infer.spec.workload import Phase
 
 DECODE = Phase.DECODE

@@ -11,9 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from scipy.optimize import linprog
 
+from hetero_infer.planner.exact.stage_options import Position
 from hetero_infer.planner.objective import ClosedForm
 from hetero_infer.planner.problem import Counts, Ends, StageTerms
-from hetero_infer.planner.stage_options import Position
 from hetero_infer.spec.workload import Phase
 
 SAFETY = 1e-9  # covers the simplex's own rounding

@@ -6,15 +6,15 @@ from dataclasses import replace
 
 import pytest
 
-from hetero_infer.planner.alternatives import Again, left_out
-from hetero_infer.planner.cluster_edit import with_added, without
+from hetero_infer.planner.answers.alternatives import Again, left_out
+from hetero_infer.planner.answers.cluster_edit import with_added, without
+from hetero_infer.planner.answers.explain import explain
+from hetero_infer.planner.answers.pareto import ParetoPoint, nondominated, pareto_front
+from hetero_infer.planner.answers.what_if import WhatIf, Worth, what_if
 from hetero_infer.planner.estimate import estimate_plan
-from hetero_infer.planner.explain import explain
 from hetero_infer.planner.no_plan import NoPlan, plan_or_why
-from hetero_infer.planner.pareto import ParetoPoint, nondominated, pareto_front
 from hetero_infer.planner.request import PlanRequest
 from hetero_infer.planner.search import find_plan
-from hetero_infer.planner.what_if import WhatIf, Worth, what_if
 from hetero_infer.spec import Cluster, Device, InputError, Link, Plan, QualityPlan
 
 from .test_explain import FOUR, ROOMY, plan_of, request_of, used_bytes

@@ -10,13 +10,13 @@ import math
 import time
 from dataclasses import dataclass, field, replace
 
-from hetero_infer.planner.exhaust import exhaust
-from hetero_infer.planner.fluid import fluid_bound_s
-from hetero_infer.planner.improve import improve, lose_less
+from hetero_infer.planner.exact.exhaust import exhaust
+from hetero_infer.planner.exact.fluid import fluid_bound_s
+from hetero_infer.planner.exact.improve import improve, lose_less
+from hetero_infer.planner.exact.relaxation import Dual, Relaxation
+from hetero_infer.planner.exact.search_space import SearchSpace
+from hetero_infer.planner.exact.space import Decided, Node, Pipeline, Space
 from hetero_infer.planner.problem import omega_rows
-from hetero_infer.planner.relaxation import Dual, Relaxation
-from hetero_infer.planner.search_space import SearchSpace
-from hetero_infer.planner.space import Decided, Node, Pipeline, Space
 from hetero_infer.spec.workload import Phase
 
 PREFILL, DECODE = Phase.PREFILL, Phase.DECODE

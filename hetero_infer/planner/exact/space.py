@@ -9,11 +9,11 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from hetero_infer.planner.arrays import Floats
+from hetero_infer.planner.exact.arrays import Floats
+from hetero_infer.planner.exact.ring_paths import Hop, RingPaths
+from hetero_infer.planner.exact.stage_options import StageOptions
 from hetero_infer.planner.objective import ClosedForm
 from hetero_infer.planner.problem import Ends
-from hetero_infer.planner.ring_paths import Hop, RingPaths
-from hetero_infer.planner.stage_options import StageOptions
 from hetero_infer.spec.choice import Choice
 from hetero_infer.spec.workload import Phase
 

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 from scipy.optimize import linprog
 
-from hetero_infer.planner.arrays import Floats
-from hetero_infer.planner.ring_paths import CostToGo, Hop
-from hetero_infer.planner.space import Node, Pick, Pipeline, Space
-from hetero_infer.planner.stage_options import Caps, IntervalOptions, Prices, Selection
+from hetero_infer.planner.exact.arrays import Floats
+from hetero_infer.planner.exact.ring_paths import CostToGo, Hop
+from hetero_infer.planner.exact.space import Node, Pick, Pipeline, Space
+from hetero_infer.planner.exact.stage_options import Caps, IntervalOptions, Prices, Selection
 from hetero_infer.spec.workload import Phase
 
 PREFILL, DECODE = Phase.PREFILL, Phase.DECODE

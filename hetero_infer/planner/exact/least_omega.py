@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from hetero_infer.planner.arrays import Bools, Floats, Integers
+from hetero_infer.planner.exact.arrays import Bools, Floats, Integers
 
 MOST_ENTRIES = 100_000_000  # of all tables together: 800 MB
 

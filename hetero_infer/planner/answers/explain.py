@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from hetero_infer.cost.timeline import PhaseCosts, recurrence
+from hetero_infer.planner.answers.changes import NOTICEABLE, Change, PlanChanges, SizeChange
 from hetero_infer.planner.baselines.uniform import bits_words, why_not_uniform
-from hetero_infer.planner.changes import NOTICEABLE, Change, PlanChanges, SizeChange
 from hetero_infer.planner.check import MIB, missing_mib
 from hetero_infer.planner.estimate import PlanCosts, estimate_plan
 from hetero_infer.planner.problem import QUALITY_TOLERANCE

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hetero_infer.planner.arrays import Bools, Floats
+from hetero_infer.planner.exact.arrays import Bools, Floats
 
 MOST_STATES = 2_000_000  # with the layers: what a pass can look at in about a second
 

@@ -9,13 +9,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from hetero_infer.planner.changes import NOTICEABLE
+from hetero_infer.planner.answers.changes import NOTICEABLE
+from hetero_infer.planner.answers.explain import Explanation
+from hetero_infer.planner.answers.what_if import Worth
 from hetero_infer.planner.check import MIB
 from hetero_infer.planner.estimate import PlanCosts, estimate_plan
-from hetero_infer.planner.explain import Explanation
 from hetero_infer.planner.no_plan import NoPlan, plan_or_why
 from hetero_infer.planner.request import PlanRequest
-from hetero_infer.planner.what_if import Worth
 from hetero_infer.spec.cluster import Device, Link
 from hetero_infer.spec.gpu_type import GIB
 from hetero_infer.spec.plan import Plan

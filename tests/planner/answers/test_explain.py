@@ -14,10 +14,10 @@ from hetero_infer.cost.memory import decoder_layer_bytes, kv_cache_bytes, plan_m
 from hetero_infer.cost.timeline import recurrence
 from hetero_infer.pipeline.instructions import DecodeForward, PrefillForward
 from hetero_infer.pipeline.rehearsal import rehearse
-from hetero_infer.planner.changes import Change
+from hetero_infer.planner.answers.changes import Change
+from hetero_infer.planner.answers.explain import Explanation, explain
 from hetero_infer.planner.check import check_plan
 from hetero_infer.planner.estimate import PlanCosts, estimate_plan
-from hetero_infer.planner.explain import Explanation, explain
 from hetero_infer.spec import (
     UNQUANTISED,
     Choice,

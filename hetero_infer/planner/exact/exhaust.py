@@ -13,10 +13,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hetero_infer.planner.arrays import Bools, Floats, Integers
-from hetero_infer.planner.relaxation import Dual, Relaxation
-from hetero_infer.planner.ring_paths import CostToGo, Hop
-from hetero_infer.planner.space import Pick, Pipeline, Space
+from hetero_infer.planner.exact.arrays import Bools, Floats, Integers
+from hetero_infer.planner.exact.relaxation import Dual, Relaxation
+from hetero_infer.planner.exact.ring_paths import CostToGo, Hop
+from hetero_infer.planner.exact.space import Pick, Pipeline, Space
 from hetero_infer.spec.workload import Phase
 
 PREFILL, DECODE = Phase.PREFILL, Phase.DECODE

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from hetero_infer.planner.changes import NOTICEABLE
+from hetero_infer.planner.answers.changes import NOTICEABLE
 from hetero_infer.planner.feasible import least_loss_plan
 from hetero_infer.planner.no_plan import NoPlan, plan_or_why
 from hetero_infer.planner.request import PlanRequest

@@ -11,10 +11,10 @@ from typing import Literal
 
 import numpy as np
 
-from hetero_infer.planner.arrays import Bools, Floats, Integers
-from hetero_infer.planner.least_omega import LeastOmega
+from hetero_infer.planner.exact.arrays import Bools, Floats, Integers
+from hetero_infer.planner.exact.least_omega import LeastOmega
+from hetero_infer.planner.exact.ring_paths import Hop, StageCosts
 from hetero_infer.planner.problem import Ends, StageTerms
-from hetero_infer.planner.ring_paths import Hop, StageCosts
 from hetero_infer.spec.choice import Choice
 from hetero_infer.spec.workload import Phase
 
