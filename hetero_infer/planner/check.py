@@ -90,7 +90,8 @@ def _quality_violations(plan: Plan, sensitivity: SensitivityTable) -> list[str]:
     if plan.quality is None:
         return []
     loss = sensitivity.total(plan.layer_choices)
-    limit, largest = plan.quality.limit, max(max(row) for row in sensitivity.omega)
+    losses = (*sensitivity.omega, *(sensitivity.of_kind(kind).values() for kind in ENDS))
+    limit, largest = plan.quality.limit, max(map(max, losses))
     if loss <= limit + QUALITY_TOLERANCE * largest:
         return []
     return [

@@ -30,8 +30,10 @@ class Worth:
 
     @property
     def words(self) -> str:
-        """``1.32× the tokens/s (the proofs leave it between 1.31× and 1.33×)``."""
-        return f"{self.factor:.2f}× the tokens/s (the proofs leave it between {self.least:.2f}× and {self.most:.2f}×)"
+        """``1.32× the tokens/s (in closed form the proofs leave 1.31× to 1.33×)``."""
+        return (
+            f"{self.factor:.2f}× the tokens/s (in closed form the proofs leave {self.least:.2f}× to {self.most:.2f}×)"
+        )
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,8 @@ from hetero_infer.spec.workload import Phase
 PREFILL, DECODE = Phase.PREFILL, Phase.DECODE
 SPLITTING_SHARE = 0.25  # of what a bound lacks: where the floors explain less, splitting them helps no more
 MOSTLY = 0.5
+NEAR = 5e-3  # to the cutoff: few plans are left in such a node, and counting them is tried first
+FEW_LABELS = 1_000
 FIRST_LABELS = 20_000  # of an enumeration; where they do not suffice it is tried again with more
 MORE_LABELS = 5  # times as many
 MOST_NEAR = 50  # plans kept for the judge
@@ -174,14 +176,17 @@ class BranchAndBound:
             period_share=dual.period_share,
         )
         children = _split(space, node, dual, self._cut_s)
-        if not children:
+        is_near = bound_s >= self._cut_s * (1 - NEAR)
+        if is_near or not children:
             effort.enumerated += 1
-            rest = exhaust(space, relaxation, dual, self._cut_s, opened.most_labels, lambda: clock_s() >= deadline_s)
+            most = FEW_LABELS if children else opened.most_labels
+            rest = exhaust(space, relaxation, dual, self._cut_s, most, lambda: clock_s() >= deadline_s)
             if rest.found:
                 self._offer(sizes, rest.found)
             if rest.is_complete:
                 self._close(math.inf)
-            else:
+                return
+            if not children:
                 more = MORE_LABELS * opened.most_labels
                 heapq.heappush(self._heap, _Open(bound_s, next(self._number), sizes, node, more))
         for child in children:

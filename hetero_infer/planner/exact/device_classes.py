@@ -15,10 +15,6 @@ class DeviceClass:
     def example(self) -> Device:
         return self.devices[0]
 
-    @property
-    def one_per_host(self) -> tuple[Device, ...]:
-        return tuple({device.host: device for device in self.devices}.values())
-
 
 def device_classes(cluster: Cluster, *, by_host: bool) -> tuple[DeviceClass, ...]:
     """In the order of the hostfile; without `by_host` also devices of several hosts are one class."""
@@ -36,7 +32,6 @@ def has_one_link(cluster: Cluster) -> bool:
 
 def best_link(cluster: Cluster, source: DeviceClass, target: DeviceClass) -> Link:
     """From a device of `source` to another of `target`: no pair of them is faster for any message."""
-    links = {cluster.link(a, b) for a in source.one_per_host for b in target.one_per_host if a.host != b.host}
-    inside = {a.host for a in source.devices} & {b.host for b in target.devices}
-    links |= {cluster.links.get((host, host), cluster.default_link) for host in inside}
+    pairs = {(a.host, b.host) for a in source.devices for b in target.devices if a != b}
+    links = {cluster.links.get(pair, cluster.default_link) for pair in pairs} or {cluster.default_link}
     return Link(min(link.alpha_s for link in links), max(link.bytes_per_s for link in links))

@@ -10,6 +10,7 @@ import numpy as np
 
 from hetero_infer.planner.exact.arrays import Bools, Floats, Integers
 
+MOST_KEYS = 2**63  # (layers + 1) to the power of the choices numbers all ways of counting
 MOST_ENTRIES = 100_000_000  # of all tables together: 800 MB
 
 
@@ -27,6 +28,7 @@ class LeastOmega:
         fits: which rows of counts some device can hold; fewer layers always fit where more do.
         """
         num_layers, num_choices = omega.shape
+        assert (num_layers + 1) ** num_choices < MOST_KEYS, "keys are 64-bit"
         unit = np.eye(num_choices, dtype=np.int64)
         radix = (num_layers + 1) ** np.arange(num_choices, dtype=np.int64)
         self.counts: dict[int, Integers] = {0: np.zeros((1, num_choices), dtype=np.int64)}

@@ -1,6 +1,7 @@
 """From a `PlanRequest` to the `Space` of each pair of micro-batch sizes, and back from a `Pipeline` to devices."""
 
 import itertools
+import math
 from collections.abc import Collection, Mapping
 from functools import cached_property
 
@@ -8,7 +9,7 @@ import numpy as np
 
 from hetero_infer.planner.exact.arrays import Bools, Floats, Integers
 from hetero_infer.planner.exact.device_classes import DeviceClass, best_link, device_classes, has_one_link
-from hetero_infer.planner.exact.least_omega import LeastOmega, TooManyCounts
+from hetero_infer.planner.exact.least_omega import MOST_ENTRIES, MOST_KEYS, LeastOmega, TooManyCounts
 from hetero_infer.planner.exact.ring_paths import RingPaths, TooManyStates
 from hetero_infer.planner.exact.space import Pipeline, Space, Wires
 from hetero_infer.planner.exact.stage_options import CountTables, Position, StageOptions, fitting
@@ -27,6 +28,7 @@ from hetero_infer.spec.cluster import Device
 from hetero_infer.spec.errors import InputError
 from hetero_infer.spec.workload import Phase
 
+MEMORY_LEAVES_OUT = 4  # times: of all ways of counting layers, at least so many do not fit where most do
 POSITIONS: Mapping[Position, tuple[bool, bool]] = {
     "first": (True, False),
     "middle": (False, False),
@@ -152,6 +154,14 @@ class SearchSpace:
                 kept |= fitting(rows, self.choices, one)
             return np.asarray(kept & ((rows > 0).sum(axis=1) <= self.most_mixed))
 
+        if (len(self._omega) + 1) ** len(self.choices) >= MOST_KEYS:
+            raise InputError(
+                f"{len(self.choices)} choices for {len(self._omega)} layers are too many to plan with; take fewer "
+                "[quality] choices"
+            )
+        longest = max((one.most_layers(choice) for one in roomiest for choice in one.choices if one.ends), default=0)
+        while self.most_mixed > 1 and self._most_entries(longest) > MEMORY_LEAVES_OUT * MOST_ENTRIES:
+            self.most_mixed -= 1
         omega = np.array([[row[choice] for choice in self.choices] for row in self._omega])
         while True:
             try:
@@ -160,6 +170,15 @@ class SearchSpace:
                 self.most_mixed -= 1
             else:
                 return [CountTables(least, self.choices, list(of_class.values()), len(omega)) for of_class in terms]
+
+    def _most_entries(self, longest: int) -> int:
+        """Of the tables of intervals up to `longest`, whatever fits memory."""
+        num_layers, num_choices = len(self._omega), len(self.choices)
+        return sum(
+            (num_layers - length + 1) * math.comb(num_choices, mixed) * math.comb(length - 1, mixed - 1)
+            for length in range(1, min(longest, num_layers) + 1)
+            for mixed in range(1, min(self.most_mixed, length) + 1)
+        )
 
     def _layers_s(self, c: int, phase: Phase, size: Mapping[Phase, int], terms: StageTerms) -> Floats:
         shared = shared_prefills(self.request, size) if phase is Phase.DECODE else 0.0

@@ -171,4 +171,4 @@ def test_the_front_of_a_request_runs_from_fast_to_good() -> None:
 
 
 def test_worth_is_told_with_both_of_its_ends() -> None:
-    assert Worth(1.32, 1.31, 1.33).words == "1.32× the tokens/s (the proofs leave it between 1.31× and 1.33×)"
+    assert Worth(1.32, 1.31, 1.33).words == "1.32× the tokens/s (in closed form the proofs leave 1.31× to 1.33×)"

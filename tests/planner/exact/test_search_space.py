@@ -7,10 +7,10 @@ import pytest
 
 from hetero_infer.bench.planner.tiny import PlanRequest, exhaust, random_request
 from hetero_infer.planner.check import check_plan
-from hetero_infer.planner.exact import least_omega, ring_paths
+from hetero_infer.planner.exact import least_omega, ring_paths, search_space
 from hetero_infer.planner.exact.search_space import SearchSpace
 from hetero_infer.planner.search import find_plan
-from hetero_infer.spec import Cluster, Device, HeteroInferError, InfeasibleError, Link, Objective
+from hetero_infer.spec import Cluster, Device, HeteroInferError, InfeasibleError, InputError, Link, Objective
 
 
 def alike_on_hosts(seed: int) -> PlanRequest:
@@ -65,3 +65,23 @@ def test_mixes_that_are_left_out_make_the_bound_no_larger(monkeypatch: pytest.Mo
         assert plan.solver.objective >= best_s * (1 - 1e-9)
         found += 1
     assert found >= 4
+
+
+def test_a_link_that_no_two_devices_have_is_not_counted_on() -> None:
+    """One slot a host, and all links alike: the hosts' links with themselves are nobody's."""
+    for seed in SEEDS[:6]:
+        request = alike_on_hosts(seed)
+        pairs = [(a, b) for a in "abc" for b in "abc" if a != b]
+        slow = dict.fromkeys(pairs, Link(5e-3, 1e5))
+        request = replace(request, cluster=replace(request.cluster, links=slow))
+        assert len(SearchSpace(request).classes) == 1
+        plan = find_plan(request, time_limit_s=60, gap=0)
+        assert plan.solver and plan.solver.objective == pytest.approx(exhaust(request).best_s, rel=1e-9)
+        assert plan.solver.status == "optimal"
+
+
+def test_more_choices_than_can_be_numbered_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    request = alike_on_hosts(SEEDS[0])
+    monkeypatch.setattr(search_space, "MOST_KEYS", 10)
+    with pytest.raises(InputError, match=r"choices for . layers are too many to plan with"):
+        SearchSpace(request).space(1, 1)
