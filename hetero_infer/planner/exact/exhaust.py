@@ -125,7 +125,7 @@ class _Walk:
             if not len(extended.cost):
                 continue
             if stop == paths.num_layers:
-                self._finish(extended)
+                self._finish(extended, device_class, is_alone=last < 0)
             else:
                 level[more, device_class, stop].append(extended)
 
@@ -185,11 +185,26 @@ class _Walk:
         origin = np.column_stack([np.full(len(rows), len(self._sources) - 1), rows, picked])
         return _Labels(values, cost[rows, picked], origin).only(keeps)
 
-    def _finish(self, labels: _Labels) -> None:
-        for row in np.argsort(labels.cost):
+    def _finish(self, labels: _Labels, last: int, *, is_alone: bool) -> None:
+        """The fastest of whole pipelines that end on class `last`, if it is faster than the cutoff."""
+        alike = self._space.paths.sends_alike[last]
+        back = [0.0 if is_alone else self._space.wires.back[phase][self._group, alike] for phase in (PREFILL, DECODE)]
+        passes, slowest = labels.values[:, :2] + back, np.maximum(labels.values[:, 2:4], back)
+        form = self._space.objective
+        seconds = (
+            form.passes[PREFILL] * passes[:, 0]
+            + form.slowest[PREFILL] * slowest[:, 0]
+            + form.rounds * np.maximum(form.micro_batches[DECODE] * slowest[:, 1], passes[:, 1])
+            + form.passes[DECODE] * passes[:, 1]
+            + form.slowest[DECODE] * slowest[:, 1]
+        )
+        for row in np.argsort(seconds):
+            if seconds[row] >= self._cut_s:
+                return
             pipeline = self._space.pipeline(self._picks(labels, int(row)))
             if pipeline.seconds < self._cut_s and self._space.keeps_quality(pipeline.omega):
                 self.best, self._cut_s = pipeline, pipeline.seconds
+                return
 
     def _picks(self, labels: _Labels, row: int) -> list[Pick]:
         picks: list[Pick] = []
