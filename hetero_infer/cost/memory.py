@@ -17,7 +17,7 @@ DEQUANTISE_BLOCK_WEIGHTS = {4: 2**16, 2: 2**22}  # by element_bytes, so on a CPU
 BLOCK_BYTES = 12  # per weight of such a block: codes, zeros and scales on their way
 FLOAT32_BYTES = SCORE_BYTES = LOGIT_BYTES = 4  # whatever the device computes in
 MARGIN_PERCENT = 1  # of all parts: holes in the heap; docs/results.md has what was measured
-PROCESS_BYTES = 24 * 2**20  # beside a stage's memory, whatever it holds: code of libraries, gloo, MKL (on a CPU)
+PROCESS_BYTES = 32 * 2**20  # beside a stage's memory, whatever it holds: code of libraries, gloo, MKL (on a CPU)
 MASK_BYTES = 9  # of a query and a key: seen or not, and how far apart
 ROW_BLOCK = 4  # the head's rows are padded to whole blocks, on one thread
 BUFFERS_PER_NEIGHBOUR = 2  # to receive into, or to send from

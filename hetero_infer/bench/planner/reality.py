@@ -151,9 +151,9 @@ def _findings(rows: Sequence[Row]) -> Iterator[str]:
             alone_s, in_the_run_s = row.slowest_decode_s
             num_layers = len(row.plan.decoder_range(row.slowest_stage))
             yield (
-                f"Cluster {row.cluster} {row.method}, decode {row.simulated.decode_s / row.decode_s - 1:+.0%}: the "
-                f"kernel. A layer of the slowest stage takes {alone_s / num_layers * 1e3:.1f} ms where it was measured "
-                f"alone, and took {in_the_run_s / num_layers * 1e3:.1f} ms in the run."
+                f"Cluster {row.cluster} {row.method}, decode {row.simulated.decode_s / row.decode_s - 1:+.0%}: a layer "
+                f"of the slowest stage takes {alone_s / num_layers * 1e3:.1f} ms where it was measured alone, and took "
+                f"{in_the_run_s / num_layers * 1e3:.1f} ms in the run, if that stage never waited."
             )
 
 
