@@ -12,8 +12,7 @@ from hetero_infer.planner.diagnosis import nearest_remedies, why_infeasible
 from hetero_infer.planner.feasible import fitting_plans, held_layers, least_loss_plan
 from hetero_infer.planner.request import PlanRequest
 from hetero_infer.spec import Device
-
-from .test_explain import OMEGA, request_of
+from tests.planner.answers.test_explain import OMEGA, request_of
 
 MIB = 2**20
 SEEDS = range(30)
