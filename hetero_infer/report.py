@@ -333,7 +333,7 @@ def encodable(text: str, encoding: str) -> str:
 def _solver_words(solver: SolverReport) -> str:
     order = f"; of this order and these sizes {solver.order_bound:.4f} s by HiGHS" if solver.order_bound else ""
     return (
-        f"{solver.status} in {solver.seconds:.1f} s: closed form {solver.objective:.4f} s, "
+        f"{solver.status} in {solver.seconds:.1f} s: least closed form {solver.objective:.4f} s, "
         f"bound {solver.bound:.4f} s{order}, gap {solver.gap:.2%} ({solver.name})"
     )
 

@@ -26,8 +26,10 @@ from hetero_infer.report import (
     run_lengths,
     stages_words,
 )
-from hetero_infer.spec import Plan, SolverReport
+from hetero_infer.spec import Objective, Plan, SolverReport
 from hetero_infer.spec.plan import PlanEstimate, num_micro_batches
+
+SAME = 1e-6  # seconds that differ by a smaller share are told as one
 
 
 def draw_page(
@@ -57,7 +59,7 @@ def draw_page(
         rows = markup.table(comparison_rows(compared)) + markup.paragraphs(comparison_reasons(compared))
         parts.append(markup.section("Beside other planners", "With the same costs and the same judge.", rows))
     if plan.solver:
-        parts.append(_proof(plan.solver, estimate))
+        parts.append(_proof(plan.solver, estimate, request.objective))
     if facts:
         parts.append(markup.section("What else is to be said", "", markup.sentences(facts)))
     return markup.document(f"Plan for {name}", parts)
@@ -137,17 +139,20 @@ def _front(front: Front, chosen: ParetoPoint) -> str:
     return markup.section("Speed, quality, devices", says, content)
 
 
-def _proof(solver: SolverReport, estimate: PlanEstimate) -> str:
-    share = solver.bound / solver.objective
-    bound = Lane("no plan takes less", f"{solver.bound:.3f} s", [Piece(0, share, "proven")], f"bound {solver.bound} s")
-    ours = Lane("this plan", f"{solver.objective:.3f} s", [Piece(0, 1, "decode-0")], f"plan {solver.objective} s")
+def _proof(solver: SolverReport, estimate: PlanEstimate, objective: Objective) -> str:
+    least_s = solver.objective
+    own_s = max(estimate.closed_form_s, least_s) if objective is Objective.RING else least_s  # others are not judged
+    is_least = own_s <= least_s * (1 + SAME)
+    rows = [("no plan takes less", solver.bound, "proven"), ("the least found", least_s, "decode-0")]
+    rows += [("this plan", own_s, "decode-1")] * (not is_least)
+    bars = [Lane(name, f"{s:.3f} s", [Piece(0, s / own_s, kind)], f"{name}: {s} s") for name, s, kind in rows]
+    its_own = "has it" if is_least else f"has {own_s:.4f} s, and is faster as the schedules really run"
     apart = estimate.total_s / estimate.closed_form_s - 1
     is_done = solver.status == "optimal"
     told = [
-        f"The planner minimises the seconds of a batch in closed form: {solver.objective:.4f} s for this plan. No "
-        "plan, over all orders and subsets of the devices, all cuts, bits and micro-batch sizes, takes less than "
-        f"{solver.bound:.4f} s: that is proven. The gap between the two is {solver.gap:.3%}, so a better plan could "
-        f"save {max(0.0, solver.objective - solver.bound):.4f} s at the most.",
+        f"The least seconds of a batch in closed form that the planner found are {least_s:.4f} s; this plan {its_own}. "
+        "No plan, over all orders and subsets of the devices, all cuts, bits and micro-batch sizes, takes less than "
+        f"{solver.bound:.4f} s: that is proven. From there to the least found it is {solver.gap:.3%}.",
         f"{'The gap that was asked for was reached' if is_done else 'It ended'} after {solver.seconds:.1f} s "
         f"({solver.status}). Looked at: {solver.searched}.",
         f"{solver.name} solved the model of this plan's own order and micro-batch sizes: none of these takes less than "
@@ -155,7 +160,7 @@ def _proof(solver: SolverReport, estimate: PlanEstimate) -> str:
         f"All other figures here follow every micro-batch through every stage: {estimate.total_s:.4f} s, "
         f"{abs(apart):.2%} {'more' if apart > 0 else 'less'} than the closed form.",
     ]
-    return markup.section("How sure this is", "", lanes([bound, ours]) + markup.paragraphs(told))
+    return markup.section("How sure this is", "", lanes(bars) + markup.paragraphs(told))
 
 
 def _micro_batches(plan: Plan, size: int) -> str:

@@ -1,6 +1,7 @@
 """The last word among plans that the closed form cannot tell apart: the recurrence's, over the real micro-batches.
 
-In: plans with their estimates. Out: those within the gap, the fastest first, and what the judge changed.
+In: plans with their estimates. Out: those near the best by the closed form, the fastest first by the recurrence, and
+what the judge changed.
 """
 
 from collections.abc import Sequence
@@ -26,9 +27,9 @@ class Ranking:
         return _estimate(self.proposed).total_s - _estimate(self.best).total_s
 
     def __str__(self) -> str:
-        judged = f"{len(self.plans)} plans within the gap judged by the recurrence" if len(self.plans) > 1 else ""
+        judged = f"{len(self.plans)} plans near the best judged by the recurrence" if len(self.plans) > 1 else ""
         if self.best is self.proposed:
-            return f"{judged}: the closed form's first stays" if judged else "no other plan within the gap"
+            return f"{judged}: the closed form's first stays" if judged else "no other plan near the best"
         best, proposed = _estimate(self.best), _estimate(self.proposed)
         more_s = best.closed_form_s - proposed.closed_form_s
         return (
@@ -37,13 +38,13 @@ class Ranking:
         )
 
 
-def rank(plans: Sequence[Plan], gap: float) -> Ranking:
-    """Those of `plans` whose closed form is within the relative `gap` of the smallest; at least one plan.
+def rank(plans: Sequence[Plan], window: float) -> Ranking:
+    """Those of `plans` whose closed form is at most the share `window` above the smallest; at least one plan.
 
     Between plans that the judge finds equal, the smaller closed form goes first, and then the order given.
     """
     proposed = min(plans, key=lambda plan: _estimate(plan).closed_form_s)
-    limit_s = _estimate(proposed).closed_form_s / (1 - gap)
+    limit_s = _estimate(proposed).closed_form_s * (1 + window)
     near = [plan for plan in plans if _estimate(plan).closed_form_s <= limit_s]
     ranked = sorted(near, key=lambda plan: (_estimate(plan).total_s, _estimate(plan).closed_form_s))
     return Ranking(tuple(ranked), proposed)

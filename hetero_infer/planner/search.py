@@ -32,19 +32,23 @@ from hetero_infer.spec.workload import Phase
 
 SEARCH_SHARE = 0.7  # of the time limit; HiGHS has what is left
 SEARCH_GAP = 0.5  # of the gap asked for: the rest is room for the judge's choice
-MOST_JUDGED = 8
+JUDGED_GAPS = 30  # above the best, the closed form is no reason yet to leave a plan out; with gap = 0 it is
+MOST_APART = 0.03  # closed form and recurrence, of most plans
+MOST_JUDGED = 8  # of the plans within the gap, and of those of other pairs of sizes three times as many
 LEAST_GAP = 1e-7  # of a cutoff: HiGHS keeps its constraints to 1e-9
 
 
 def find_plan(request: PlanRequest, *, time_limit_s: float, gap: float, must_use: Collection[str] = ()) -> Plan:
-    """The fastest plan to the relative `gap`; of those that use the devices `must_use`, or others just like them.
+    """The fastest plan by the recurrence, of those with the least closed form, which is known to the relative `gap`.
 
+    Only plans that use the devices `must_use`, or others just like them, count. `plan.solver` is about the closed form.
     At the time limit it is the best plan found, with the gap that was really proven. Raises `InfeasibleError` when
     there is provably no plan, `HeteroInferError` when time ran out before one was found.
     """
     started_s = time.monotonic()
     search_space = SearchSpace(request, must_use)
-    found = BranchAndBound(search_space, SEARCH_GAP * gap).run(started_s + SEARCH_SHARE * time_limit_s)
+    window = min(JUDGED_GAPS * gap, MOST_APART)
+    found = BranchAndBound(search_space, SEARCH_GAP * gap, window).run(started_s + SEARCH_SHARE * time_limit_s)
     if found.pipeline is None:
         if found.is_finished and search_space.is_restricted:
             raise HeteroInferError(
@@ -57,16 +61,17 @@ def find_plan(request: PlanRequest, *, time_limit_s: float, gap: float, must_use
             "the planner's time limit came before it found a plan or proved that there is none; raise [planner] "
             "time_limit_s"
         )
-    problem, solution, judgement = judged(search_space, found, gap)
+    problem, solution, least_s, judgement = judged(search_space, found, gap, window)
     left_s = max(0.1, started_s + time_limit_s - time.monotonic())
-    solution, order_bound_s = certify(problem, solution, time_limit_s=left_s, gap=gap)
-    bound_s = min(found.bound_s, solution.objective_s)
-    proven_gap = max(0.0, 1 - bound_s / solution.objective_s)
+    solution, order_bound_s = certify(problem, solution, least_s, time_limit_s=left_s, gap=gap)
+    least_s = min(least_s, solution.objective_s)
+    bound_s = min(found.bound_s, least_s)
+    proven_gap = max(0.0, 1 - bound_s / least_s)
     is_theirs = request.objective is Objective.LLM_PQ
     report = SolverReport(
         name=f"pyomo+highs {highs_version()}" + ", seconds as LLM-PQ's code counts them" * is_theirs,
         status="optimal" if proven_gap <= max(gap, LEAST_GAP) else "time limit",
-        objective=solution.objective_s,
+        objective=least_s,
         bound=bound_s,
         gap=proven_gap,
         seconds=time.monotonic() - started_s,
@@ -76,24 +81,29 @@ def find_plan(request: PlanRequest, *, time_limit_s: float, gap: float, must_use
     return replace(plan_of(request, problem, solution), solver=report)
 
 
-Candidate = tuple[PlanningProblem, Solution]
+def judged(
+    search_space: SearchSpace, found: Found, gap: float, window: float
+) -> tuple[PlanningProblem, Solution, float, str]:
+    """The pipeline that the judge puts first, the least closed form of all before him, and what he changed.
 
-
-def judged(search_space: SearchSpace, found: Found, gap: float) -> tuple[PlanningProblem, Solution, str]:
-    """Of the pipelines within the gap the one that the judge puts first, and what that changed.
-
-    The judge knows batches; other objectives keep the best.
+    Before him are those within the gap, and the best of other pairs of sizes whose closed form is at most `window`
+    above the least. He knows batches; other objectives keep the best.
     """
     assert found.pipeline
     if search_space.request.objective is not Objective.RING:
-        return *with_devices(search_space, found.sizes, found.pipeline), "not judged: another objective"
-    candidates = [with_devices(search_space, *one) for one in found.within(gap)[:MOST_JUDGED]]
+        problem, solution = with_devices(search_space, found.sizes, found.pipeline)
+        return problem, solution, solution.objective_s, "not judged: another objective"
+    near = found.within(gap)[:MOST_JUDGED] + found.of_other_pairs(window)[: 3 * MOST_JUDGED]
+    candidates = [with_devices(search_space, *one) for one in near]
     plans = [plan_of(search_space.request, *candidate) for candidate in candidates]
-    ranking = rank(plans, gap)
-    return *candidates[plans.index(ranking.best)], str(ranking)
+    ranking = rank(plans, max(window, gap))
+    least_s = min(solution.objective_s for _, solution in candidates)
+    return *candidates[plans.index(ranking.best)], least_s, str(ranking)
 
 
-def with_devices(search_space: SearchSpace, sizes: tuple[int, int], pipeline: Pipeline) -> Candidate:
+def with_devices(
+    search_space: SearchSpace, sizes: tuple[int, int], pipeline: Pipeline
+) -> tuple[PlanningProblem, Solution]:
     """A pipeline on devices of its classes: the problem of its order and sizes, and its solution."""
     problem = build_problem(search_space.request, *sizes, search_space.devices_of(pipeline))
     counts = [dict(zip(search_space.choices, pick.counts, strict=True)) for pick in pipeline.picks]
@@ -106,9 +116,12 @@ def with_devices(search_space: SearchSpace, sizes: tuple[int, int], pipeline: Pi
     return problem, Solution(layers, ends, objective_s, 0.0, problem.total_omega(layers, ends), is_optimal=False)
 
 
-def certify(problem: PlanningProblem, solution: Solution, *, time_limit_s: float, gap: float) -> tuple[Solution, float]:
-    """HiGHS's word on the order and sizes of a solution: a better one, or the same, and its bound in seconds."""
-    cutoff_s = solution.objective_s * (1 - max(gap, LEAST_GAP))
+def certify(
+    problem: PlanningProblem, solution: Solution, least_s: float, *, time_limit_s: float, gap: float
+) -> tuple[Solution, float]:
+    """HiGHS's word on the order and sizes of a solution: that nothing in them is faster than `least_s` by more than the
+    gap, or what is; and its bound in seconds."""
+    cutoff_s = least_s * (1 - max(gap, LEAST_GAP))
     match outcome := solve(problem, time_limit_s=time_limit_s, gap=gap, cutoff_s=cutoff_s):
         case Infeasible():
             return solution, cutoff_s

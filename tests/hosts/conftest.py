@@ -16,7 +16,7 @@ from tests.supervisor.fake_worker import HANG
 @dataclass(frozen=True)
 class Prepared:
     """`three` has a slot on each host, and its quantised layers are on every disk. `four` has two slots on the first
-    host, `replicas` share them, and `unplanned` is `three` without anything made."""
+    host, `replicas` share them, and `unplanned` has nothing made yet, and memory that takes all three hosts."""
 
     model: TinyModel
     three: RunFiles
@@ -28,8 +28,9 @@ class Prepared:
     hanging_batch: Path
 
 
-def hostfile(*slots: int, names: tuple[str, ...] = NAMES) -> str:
-    return "".join(f"{name} slots={count}  # gpu=cpu memory=32MiB\n" for name, count in zip(names, slots, strict=True))
+def hostfile(*slots: int, names: tuple[str, ...] = NAMES, memory: str = "32MiB") -> str:
+    lines = zip(names, slots, strict=True)
+    return "".join(f"{name} slots={count}  # gpu=cpu memory={memory}\n" for name, count in lines)
 
 
 @pytest.fixture(scope="session")
@@ -55,7 +56,7 @@ def prepared(machine: None, tmp_path_factory: pytest.TempPathFactory) -> Prepare
         three,
         model.write_files(path / "four", hostfile(2, 1, 1), layers_per_stage=(2, 1, 1, 2)),
         replicas,
-        model.write_files(path / "unplanned", hostfile(1, 1, 1), layers_per_stage=(3, 1, 2)),
+        model.write_files(path / "unplanned", hostfile(1, 1, 1, memory="0.6MiB"), layers_per_stage=(3, 1, 2)),
         write_batch(path / "in.jsonl"),
         write_batch(path / "long.jsonl", [[1, 2, 3]] * 4000, [24] * 4000),
         write_batch(path / "hanging.jsonl", [[1, 2], [HANG]], [2, 2]),

@@ -44,6 +44,15 @@ def test_what_time_did_not_reach_stays_in_the_bound(monkeypatch: pytest.MonkeyPa
     assert plans[-1].solver.status == "optimal" and plans[-1].solver.objective == pytest.approx(best_s, rel=1e-9)
 
 
+@pytest.mark.parametrize("seed", [48, 112])
+def test_a_plan_that_the_schedules_run_faster_is_taken_from_near_the_best(seed: int) -> None:
+    least, judged = (search.find_plan(random_request(seed), time_limit_s=60, gap=gap) for gap in (0, 1e-3))
+    assert least.estimate and least.solver and judged.estimate and judged.solver
+    assert judged.estimate.total_s < 0.99 * least.estimate.total_s
+    above = judged.estimate.closed_form_s / least.solver.objective - 1
+    assert judged.solver.gap <= 1e-3 < above < search.MOST_APART, "the proof is about the least closed form"
+
+
 def test_no_plan_in_time_is_not_called_infeasible() -> None:
     with pytest.raises(HeteroInferError, match="time_limit_s") as raised:
         search.find_plan(random_request(EASY), time_limit_s=0, gap=0)

@@ -154,13 +154,12 @@ def _kept(now: Plan, changed: PlanRequest, found: Plan) -> Plan | None:
         return None
     plan = replace(now, devices=changed.cluster.devices)
     estimate = estimate_plan(plan, changed.model, changed.cluster, changed.latency)
-    assert found.solver
-    if estimate.closed_form_s >= found.solver.objective:
+    assert found.solver and found.estimate
+    if estimate.total_s >= found.estimate.total_s:
         return None
-    bound = min(found.solver.bound, estimate.closed_form_s)
-    report = replace(
-        found.solver, objective=estimate.closed_form_s, bound=bound, gap=1 - bound / estimate.closed_form_s
-    )
+    objective = min(found.solver.objective, estimate.closed_form_s)
+    bound = min(found.solver.bound, objective)
+    report = replace(found.solver, objective=objective, bound=bound, gap=1 - bound / objective)
     return replace(plan, estimate=estimate, solver=report)
 
 

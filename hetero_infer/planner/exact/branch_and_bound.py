@@ -27,6 +27,8 @@ FEW_LABELS = 1_000
 FIRST_LABELS = 20_000  # of an enumeration; where they do not suffice it is tried again with more
 MORE_LABELS = 5  # times as many
 MOST_NEAR = 50  # plans kept for the judge
+MOST_WIDENED = 40  # pairs that are looked into for him alone
+WIDENING_SHARE = 0.25  # of the search's time, at most
 clock_s = time.monotonic
 TIE = 1e-11  # a plan that is faster by less than this share is not looked for
 
@@ -40,24 +42,26 @@ class Effort:
     opened_pairs: int = 0
     nodes: int = 0
     enumerated: int = 0
+    widened_pairs: int = 0
 
     def __str__(self) -> str:
         ruled_out = self.pairs - self.infeasible_pairs - self.opened_pairs
         return (
             f"{self.pairs} pairs of micro-batch sizes over all device orders and subsets: {self.infeasible_pairs} "
             f"cannot fit, {ruled_out} ruled out by their fluid bound, {self.opened_pairs} searched in {self.nodes} "
-            f"parts, {self.enumerated} of these plan by plan"
+            f"parts, {self.enumerated} of these plan by plan, {self.widened_pairs} looked into for the judge alone"
         )
 
 
 @dataclass
 class Found:
     """The best pipeline and its pair; no pipeline of any pair is faster than `bound_s`. `near` are those met within
-    the gap of the best at the time, by pair and stages."""
+    the gap of the best at the time, by pair and stages; `best_of` is the best one met of each pair."""
 
     sizes: tuple[int, int] = (0, 0)
     pipeline: Pipeline | None = None
     near: dict[tuple[tuple[int, int], Decided], Pipeline] = field(default_factory=dict)
+    best_of: dict[tuple[int, int], Pipeline] = field(default_factory=dict)
     bound_s: float = 0.0
     is_finished: bool = False
     effort: Effort = field(default_factory=Effort)
@@ -74,6 +78,12 @@ class Found:
         rest = [one for one in near if one[1].decided != self.pipeline.decided or one[0] != self.sizes]
         return [first, *sorted(rest, key=lambda one: one[1].seconds)]
 
+    def of_other_pairs(self, window: float) -> list[tuple[tuple[int, int], Pipeline]]:
+        """The best ones of pairs but the best, as far as they take at most `window` longer, the fastest first."""
+        others = [(sizes, one) for sizes, one in self.best_of.items() if sizes != self.sizes]
+        near = [one for one in others if one[1].seconds <= self.seconds * (1 + window)]
+        return sorted(near, key=lambda one: one[1].seconds)
+
 
 @dataclass(frozen=True, order=True)
 class _Open:
@@ -87,19 +97,24 @@ class _Open:
 
 
 class BranchAndBound:
-    def __init__(self, search_space: SearchSpace, gap: float) -> None:
+    """`window`: of each pair whose best plan may take so much longer than the best of all, relatively, one is looked
+    for, so that the judge has it before him."""
+
+    def __init__(self, search_space: SearchSpace, gap: float, window: float = 0.0) -> None:
         self._space = search_space
+        self._window = window
         self._gap = max(gap * (1 - 1e-6), TIE)  # so that no rounding passes it
         self._spaces: dict[tuple[int, int], Space] = {}
         self._pools: dict[tuple[int, int], list[Pipeline]] = {}
         self._number = itertools.count()
         self._heap: list[_Open] = []
-        self._least_closed_s = self._least_fluid_s = math.inf
+        self._fluid_s: dict[tuple[int, int], float] = {}
+        self._least_closed_s = math.inf
         self.found = Found()
 
     def run(self, deadline_s: float) -> Found:
         """Until the gap is reached or the deadline, on the monotonic clock, has come."""
-        found = self.found
+        found, started_s = self.found, clock_s()
         self._open_pairs(deadline_s)
         while self._heap and clock_s() < deadline_s:
             opened = heapq.heappop(self._heap)
@@ -111,9 +126,26 @@ class BranchAndBound:
         bounds = [self._least_closed_s, found.seconds, *(opened.bound_s for opened in self._heap)]
         found.bound_s = min(bounds)
         if self._space.is_restricted:
-            found.bound_s = min(found.bound_s, self._least_fluid_s)
+            found.bound_s = min(found.bound_s, *self._fluid_s.values())
         found.is_finished = not self._heap
+        if found.is_finished and found.pipeline and self._window:
+            self._widen(min(deadline_s, clock_s() + WIDENING_SHARE * (clock_s() - started_s)))
         return found
+
+    def _widen(self, deadline_s: float) -> None:
+        """A good plan of each pair that the proof did not need but the judge may like."""
+        most_s = self.found.seconds * (1 + self._window)
+        near = sorted((bound_s, sizes) for sizes, bound_s in self._fluid_s.items() if bound_s <= most_s)
+        for bound_s, sizes in near[:MOST_WIDENED]:
+            if clock_s() >= deadline_s:
+                break
+            self.found.effort.widened_pairs += sizes not in self._spaces
+            space = self._space_of(sizes)
+            relaxation = Relaxation(space, space.root(bound_s), self._pools.setdefault(sizes, []))
+            if relaxation.can_keep_quality():
+                dual = relaxation.dual(most_s, tolerance_s=1e-4 * most_s)
+                for _, path in dual.weights:
+                    self._offer(sizes, improve(space, relaxation, path))
 
     def _lose_less(self) -> None:
         found = self.found
@@ -143,7 +175,7 @@ class BranchAndBound:
                 form, terms = search_space.objective(*pair), search_space.terms(*pair)
                 bound_s = fluid_bound_s(form, terms, multiplicity, omega, request.omega_limit)
             self.found.effort.pairs += 1
-            self._least_fluid_s = min(self._least_fluid_s, bound_s)
+            self._fluid_s[pair] = bound_s
             if math.isinf(bound_s):
                 self.found.effort.infeasible_pairs += 1
             else:
@@ -151,11 +183,9 @@ class BranchAndBound:
 
     def _expand(self, opened: _Open, deadline_s: float) -> None:
         sizes, effort = opened.sizes, self.found.effort
-        if sizes not in self._spaces:
-            self._spaces[sizes] = self._space.space(*sizes)
-            effort.opened_pairs += 1
+        effort.opened_pairs += sizes not in self._spaces
         effort.nodes += 1
-        space, pool = self._spaces[sizes], self._pools.setdefault(sizes, [])
+        space, pool = self._space_of(sizes), self._pools.setdefault(sizes, [])
         node = _with_caps(space, opened.node or space.root(opened.bound_s), self._cut_s)
         relaxation = Relaxation(space, node, pool)
         if not relaxation.can_keep_quality():
@@ -192,6 +222,11 @@ class BranchAndBound:
         for child in children:
             heapq.heappush(self._heap, _Open(child.bound_s, next(self._number), sizes, child))
 
+    def _space_of(self, sizes: tuple[int, int]) -> Space:
+        if sizes not in self._spaces:
+            self._spaces[sizes] = self._space.space(*sizes)
+        return self._spaces[sizes]
+
     def _offer(self, sizes: tuple[int, int], pipeline: Pipeline) -> None:
         found = self.found
         if not self._spaces[sizes].keeps_quality(pipeline.omega):
@@ -200,6 +235,8 @@ class BranchAndBound:
             found.near[sizes, pipeline.decided] = pipeline
             if len(found.near) > 2 * MOST_NEAR:
                 found.near = dict(sorted(found.near.items(), key=lambda item: item[1].seconds)[:MOST_NEAR])
+        if sizes not in found.best_of or pipeline.seconds < found.best_of[sizes].seconds:
+            found.best_of[sizes] = pipeline
         if pipeline.seconds < found.seconds:
             found.sizes, found.pipeline = sizes, pipeline
 

@@ -11,7 +11,7 @@ from hetero_infer.planner.check import check_plan
 from hetero_infer.planner.estimate import estimate_plan
 from hetero_infer.planner.fleet.bound import FleetBound
 from hetero_infer.planner.fleet.pipelines import Pipeline
-from hetero_infer.planner.fleet.polish import closed_form_s, polished
+from hetero_infer.planner.fleet.polish import least_s, polished
 from hetero_infer.planner.fleet.rates import Rates
 from hetero_infer.planner.fleet.search import FleetSearch
 from hetero_infer.planner.request import PlanRequest
@@ -46,7 +46,7 @@ def plan_fleet(request: PlanRequest, *, time_limit_s: float, gap: float, replica
         )
     drafts = [_plan(request, pipeline, devices) for pipeline, devices in _placed(rates, found)]
     plans = polished(request, drafts, deadline_s=time.monotonic() + POLISH_SHARE * time_limit_s)
-    slowest_s = max(map(closed_form_s, plans))
+    slowest_s = max(map(least_s, plans))
     bound_s = FleetBound(rates).seconds(slowest_s, deadline_s=started_s + time_limit_s, gap=gap)
     proven_gap = max(0.0, 1 - bound_s / slowest_s)
     report = SolverReport(

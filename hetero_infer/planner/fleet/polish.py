@@ -21,7 +21,7 @@ def polished(request: PlanRequest, plans: Sequence[Plan], *, deadline_s: float) 
     """The slowest first, for it makes the fleet wait; of alike replicas one is planned, for all of them."""
     better = list(plans)
     groups: dict[object, list[int]] = {}
-    for number, plan in sorted(enumerate(plans), key=lambda item: -closed_form_s(item[1])):
+    for number, plan in sorted(enumerate(plans), key=lambda item: -_total_s(item[1])):
         groups.setdefault(_what_it_is(plan), []).append(number)
     for numbers in groups.values():
         left_s, draft = deadline_s - time.monotonic(), plans[numbers[0]]
@@ -31,15 +31,21 @@ def polished(request: PlanRequest, plans: Sequence[Plan], *, deadline_s: float) 
             plan = find_plan(_alone(request, draft), time_limit_s=left_s, gap=GAP)
         except HeteroInferError:
             continue
-        if closed_form_s(plan) < closed_form_s(draft):
+        if _total_s(plan) < _total_s(draft):
             for number in numbers:
                 better[number] = _moved(plan, plans[number])
     return better
 
 
-def closed_form_s(plan: Plan) -> float:
+def least_s(plan: Plan) -> float:
+    """The least closed form that is known on its devices: the plan's own, unless the judge preferred another."""
     assert plan.estimate
-    return plan.estimate.closed_form_s
+    return plan.solver.objective if plan.solver else plan.estimate.closed_form_s
+
+
+def _total_s(plan: Plan) -> float:
+    assert plan.estimate
+    return plan.estimate.total_s
 
 
 def _alone(request: PlanRequest, plan: Plan) -> PlanRequest:
