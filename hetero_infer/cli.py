@@ -344,7 +344,12 @@ def _bench(args: argparse.Namespace) -> int:
     from hetero_infer.bench import planner, runner
 
     shared = Path(os.environ.get("HETERO_INFER_SHARED", "../shared"))
-    return 0 if runner.run(planner.SECTIONS, shared, args.output, args.only) else 1
+    tables = sys.stderr if args.json else sys.stdout
+    content = runner.run(planner.SECTIONS, shared, args.output, args.only, tables)
+    if args.json:
+        print(json.dumps(content, default=str))
+    demands = [demand for section in content["sections"].values() for demand in section["demands"]]
+    return 0 if all(demand["is_met"] for demand in demands) else 1
 
 
 def _show(args: argparse.Namespace, facts: dict[str, Any], text: str) -> None:

@@ -59,7 +59,7 @@ class LayerFit:
 class PlanEstimate:
     """What the plan promises: the recurrence over the real micro-batches, in seconds, for one full batch.
 
-    `closed_form_s` is the planner's objective for the same plan. `stage_seconds[stage]` holds the compute seconds
+    `closed_form_s` is what the planner minimises, for this plan. `stage_seconds[stage]` holds the compute seconds
     of one full micro-batch per phase, `memory_bytes[stage]` the bytes per part. `source` says for each device type
     whether its seconds were measured or are from the spec sheet, `holdout_mean` how well the measured ones of decoder
     layers predict others that were held out (mean relative error), and `fits` the same for each kind of layer, choice
@@ -99,8 +99,9 @@ class QualityPlan:
 class SolverReport:
     """How sure the plan is the best, in seconds of the closed form.
 
-    No plan over all device orders, subsets and micro-batch sizes is faster than `bound`. `order_bound` is HiGHS's own
-    word on the plan's order and sizes. `searched` says what was looked at and what was ruled out.
+    `objective` is the least that was found: the plan's own, unless the judge preferred a plan near it. No plan over all
+    device orders, subsets and micro-batch sizes is faster than `bound`. `order_bound` is HiGHS's own word on the plan's
+    order and sizes. `searched` says what was looked at and what was ruled out.
     """
 
     name: str

@@ -11,12 +11,13 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from scipy.optimize import linprog
 
+from hetero_infer.planner.exact.arrays import Floats
 from hetero_infer.planner.exact.stage_options import Position
 from hetero_infer.planner.objective import ClosedForm
-from hetero_infer.planner.problem import Counts, Ends, StageTerms
+from hetero_infer.planner.problem import QUALITY_TOLERANCE, Counts, Ends, StageTerms
 from hetero_infer.spec.workload import Phase
 
-SAFETY = 1e-9  # covers the simplex's own rounding
+ROUNDING = 1e-12  # of the sums that make a bound of a dual solution
 OPTIMAL, INFEASIBLE = 0, 2  # of linprog
 
 
@@ -64,11 +65,14 @@ def fluid_bound_s(
     rows.append(passes[Phase.DECODE] - period)
     limits += [0.0, -end_s[Phase.DECODE] / scale_s]
     if math.isfinite(omega_limit):
-        omega_scale = max(max(row.values()) for row in omega) or 1.0
+        end_losses = (ends.omega for terms in classes for one in terms.values() for ends in one.ends)
+        omega_scale = max(*(max(row.values()) for row in omega), *end_losses) or 1.0
         quality = np.zeros(num_columns)
         quality[len(columns) : -3] = [omega[i][choice] / omega_scale for i, choice in shares]
         rows.append(quality)
-        limits.append((omega_limit - _least_of_ends(classes, lambda ends: ends.omega)) / omega_scale + SAFETY)
+        limits.append(
+            (omega_limit - _least_of_ends(classes, lambda ends: ends.omega)) / omega_scale + QUALITY_TOLERANCE
+        )
 
     equal = np.zeros((num_layers + len(choices), num_columns))
     for column, (_, choice) in enumerate(columns):
@@ -76,21 +80,39 @@ def fluid_bound_s(
     for column, (i, choice) in enumerate(shares, len(columns)):
         equal[num_layers + choices.index(choice), column] = -1
         equal[i, column] = 1
-    result = linprog(
-        sum(objective.passes[phase] * passes[phase] + objective.slowest[phase] * slowest[phase] for phase in Phase)
-        + objective.rounds * period,
-        np.array(rows),
-        np.array(limits),
-        equal,
-        np.array([1.0] * num_layers + [0.0] * len(choices)),
-        method="highs",
-    )
+    cost = objective.rounds * period
+    for phase in Phase:
+        cost = cost + objective.passes[phase] * passes[phase] + objective.slowest[phase] * slowest[phase]
+    programme = (cost, np.array(rows), np.array(limits), equal, np.array([1.0] * num_layers + [0.0] * len(choices)))
+    result = linprog(*programme, method="highs")
     if result.status == INFEASIBLE:
         return math.inf
-    if result.status != OPTIMAL or result.fun is None:
+    if result.status != OPTIMAL:
         return 0.0
+    # Some optimum has no more than this in any column: in `scale_s` all layers on one device take at most 1.
+    longest_period = max(objective.micro_batches[Phase.DECODE], 1) + end_s[Phase.DECODE] / scale_s
+    most = np.array([num_layers] * len(columns) + [1] * len(shares) + [1, 1, longest_period])
+    bound = _dual_bound(*programme, most, result.ineqlin.marginals, result.eqlin.marginals)
     ends_s = sum(objective.passes[phase] * end_s[phase] for phase in Phase)
-    return (float(result.fun) * scale_s + ends_s) * (1 - SAFETY)
+    return max(0.0, bound * scale_s + ends_s)
+
+
+def _dual_bound(
+    cost: Floats,
+    rows: Floats,
+    limits: Floats,
+    equal: Floats,
+    totals: Floats,
+    most: Floats,
+    prices: Floats,
+    equal_prices: Floats,
+) -> float:
+    """No x with `rows @ x ≤ limits`, `equal @ x = totals` and `0 ≤ x ≤ most` costs less, whatever the prices: those
+    that a solver found best need not be exact for that."""
+    prices = np.minimum(prices, 0.0)
+    terms = [*(prices * limits), *(equal_prices * totals)]
+    terms += list(np.minimum(cost - prices @ rows - equal_prices @ equal, 0.0) * most)
+    return math.fsum(terms) - ROUNDING * math.fsum(map(abs, terms))
 
 
 def _least_of_ends(classes: Sequence[Mapping[Position, StageTerms]], value: Callable[[Ends], float]) -> float:

@@ -1,0 +1,57 @@
+"""A bench prints what it measured, keeps it as it goes on, and says what was not met."""
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+
+from hetero_infer.bench import planner
+from hetero_infer.bench.runner import run
+from hetero_infer.bench.section import Demand, Section
+from hetero_infer.cli import main
+from hetero_infer.spec import InputError
+
+
+def good(_: Path) -> Section:
+    return Section("Trees", ("kind", "metres"), [("oak", "30")], [Demand("an oak is 30 m high", True)])
+
+
+def bad(_: Path) -> Section:
+    return Section("Shrubs", ("kind", "metres"), [("ivy", "3")], [Demand("ivy is 40 m high", False)], ["a dry year"])
+
+
+def test_each_section_is_printed_and_kept(tmp_path: Path) -> None:
+    tables, output = io.StringIO(), tmp_path / "new" / "bench.json"
+    content = run({"trees": good, "shrubs": bad}, tmp_path, output, [], tables)
+    assert json.loads(output.read_text()) == json.loads(json.dumps(content))
+    assert content.keys() >= {"date", "machine", "versions", "commit", "command"}
+    assert "met: an oak is 30 m high" in tables.getvalue() and "NOT MET: ivy is 40 m high" in tables.getvalue()
+    assert list(run({"trees": good, "shrubs": bad}, tmp_path, output, ["shrubs"], tables)["sections"]) == ["shrubs"]
+
+
+def test_what_was_done_is_kept_when_a_later_section_fails(tmp_path: Path) -> None:
+    def broken(_: Path) -> Section:
+        raise RuntimeError("out of paper")
+
+    with pytest.raises(RuntimeError):
+        run({"trees": good, "papers": broken}, tmp_path, tmp_path / "bench.json", [], io.StringIO())
+    assert list(json.loads((tmp_path / "bench.json").read_text())["sections"]) == ["trees"]
+
+
+def test_unknown_sections_and_missing_data_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="--only flowers: the sections are trees"):
+        run({"trees": good}, tmp_path, tmp_path / "bench.json", ["flowers"], io.StringIO())
+    with pytest.raises(InputError, match="HETERO_INFER_SHARED"):
+        run({"trees": good}, tmp_path / "none", tmp_path / "bench.json", [], io.StringIO())
+
+
+def test_the_verb_fails_where_something_was_not_met(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HETERO_INFER_SHARED", str(tmp_path))
+    monkeypatch.setattr(planner, "SECTIONS", {"trees": good, "shrubs": bad})
+    verb = ["bench", "planner", "--json", "-o", str(tmp_path / "bench.json")]
+    assert main(verb) == 1
+    assert list(json.loads(capsys.readouterr().out)["sections"]) == ["trees", "shrubs"]
+    assert main([*verb, "--only", "trees"]) == 0
