@@ -7,7 +7,7 @@ from hetero_infer.pipeline.instructions import DecodeForward, PrefillForward
 from hetero_infer.pipeline.simulate import Timeline
 from hetero_infer.spec import Phase
 
-LEFT, TOP, ROW, BOX, WIDTH = 290, 34, 46, 34, 1060  # pixels
+LEFT, TOP, ROW, BOX, WIDTH = 310, 34, 46, 34, 1060  # pixels
 PREFILL_COLOURS = ("#c2571a", "#e08a4f")
 DECODE_COLOURS = ("#1f5f8b", "#4b8fbe", "#86bcdf", "#2f7d7a", "#6bb3ae")
 

@@ -33,7 +33,7 @@ def draft(request: PlanRequest, stages: Stages, prefill_size: int, decode_size: 
         model=request.model_facts,
         devices=request.cluster.devices,
         workload=request.workload,
-        stages=with_ends([(device.name, choices) for device, choices in stages], *_highest_ends(request)),
+        stages=_with_ends(stages, *_highest_ends(request)),
         prefill_micro_batch_size=prefill_size,
         decode_micro_batch_size=decode_size,
     )
@@ -48,12 +48,12 @@ def draft(request: PlanRequest, stages: Stages, prefill_size: int, decode_size: 
     )
 
 
-def with_ends(stages: Sequence[tuple[str, Sequence[Choice]]], embedding: Choice, head: Choice) -> tuple[StagePlan, ...]:
-    """The stages with the embedding on the first and the head on the last."""
+def _with_ends(stages: Stages, embedding: Choice, head: Choice) -> tuple[StagePlan, ...]:
+    """With the embedding on the first and the head on the last."""
     last = len(stages) - 1
     return tuple(
-        StagePlan(name, (embedding,) * (stage == 0) + tuple(choices) + (head,) * (stage == last))
-        for stage, (name, choices) in enumerate(stages)
+        StagePlan(device.name, (embedding,) * (stage == 0) + tuple(choices) + (head,) * (stage == last))
+        for stage, (device, choices) in enumerate(stages)
     )
 
 

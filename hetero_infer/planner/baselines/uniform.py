@@ -5,9 +5,8 @@ prefill. Here every bitwidth and every pair of sizes is tried.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
-from hetero_infer.planner.baselines.draft import Stages, best_sized, estimated, obstacle, with_ends
+from hetero_infer.planner.baselines.draft import Stages, best_sized
 from hetero_infer.planner.no_plan import NoPlan
 from hetero_infer.planner.request import PlanRequest
 from hetero_infer.spec.choice import DEFAULT_GROUP_SIZE, Choice
@@ -41,35 +40,16 @@ def even_counts(num_layers: int, num_stages: int) -> list[int]:
     return [num_layers // num_stages + (stage < num_layers % num_stages) for stage in range(num_stages)]
 
 
-def uniform_plan(plan: Plan, choice: Choice) -> Plan:
-    """`plan` with its decoder layers spread evenly and all at `choice`; no estimate, no proof."""
-    counts = even_counts(plan.model["num_hidden_layers"], len(plan.stages))
-    stages = [(old.device, (choice,) * count) for old, count in zip(plan.stages, counts, strict=True)]
-    return replace(
-        plan,
-        stages=with_ends(stages, plan.embedding_choice, plan.head_choice),
-        estimate=None,
-        quality=None,
-        solver=None,
-    )
-
-
 def why_not_uniform(request: PlanRequest, plan: Plan) -> str:
-    """One line: what becomes of the even split of `plan`, from the highest bits down to the first that can run."""
-    assert plan.estimate
-    reasons = []
-    for choice in from_highest(request.choices):
-        even = uniform_plan(plan, choice)
-        if even.stages == plan.stages:
-            return f"this is the even split, at {bits_words(choice)}"
-        why = obstacle(request, even)
-        if why is None:
-            estimate = estimated(request, even).estimate
-            assert estimate
-            reasons.append(f"{bits_words(choice)} would take {estimate.total_s / plan.estimate.total_s:.2f}x as long")
-            break
-        reasons.append(f"{bits_words(choice)} {why}")
-    return "an even split at " + ", at ".join(reasons)
+    """One line: how much longer `uniform` takes than `plan`, or why it has no plan."""
+    even = uniform(request)
+    if isinstance(even, NoPlan):
+        return f"no even split can run: {even.why}"
+    at_bits = bits_words(even.decoder_choices[0])
+    if even.stages == plan.stages:
+        return f"this is the even split, at {at_bits}"
+    assert plan.estimate and even.estimate
+    return f"an even split at {at_bits} would take {even.estimate.total_s / plan.estimate.total_s:.2f}x as long"
 
 
 def from_highest(choices: Sequence[Choice]) -> list[Choice]:

@@ -240,7 +240,7 @@ def test_the_best_bits_everywhere_leave_nothing_to_want() -> None:
     assert not finding.binds and finding.sentence.endswith("no layer here or next to it could use more")
     assert not explanation.quality.binds and "fewer bits would not help" in explanation.quality.sentence
     assert finding.idle_share == pytest.approx(0) and "could give it a layer" in sentences(explanation, "idle")[0]
-    assert sentences(explanation, "uniform") == ["this is the even split, at 8 bits"]
+    assert sentences(explanation, "uniform") == ["an even split at 8 bits would take 0.25x as long"], "of all devices"
 
 
 def test_a_stage_with_nothing_but_the_embedding_idles_and_is_offered_the_first_layer() -> None:
