@@ -74,9 +74,8 @@ class Duel:
 
     @property
     def gap(self) -> float:
-        """What our plan is proven to, as it says itself."""
-        assert self.plan.solver
-        return self.plan.solver.gap
+        """What our plan is proven to, as it says itself; 0 where it says nothing."""
+        return self.plan.solver.gap if self.plan.solver else 0.0
 
     @property
     def is_won(self) -> bool:
