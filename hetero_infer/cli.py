@@ -298,7 +298,11 @@ def _quantize(args: argparse.Namespace) -> int:
         raise InputError(f"--devices {','.join(devices)}: the plan has stages on {', '.join(fleet.used_devices)}")
     checkpoint = config.checkpoint
     prepare.quantise(fleet, args.plan, config, checkpoint, devices, progress=not args.json)
-    _show(args, {"checkpoint": str(checkpoint)}, f"quantised layers are in {checkpoint}")
+    facts, lines = {"checkpoint": str(checkpoint)}, [f"quantised layers are in {checkpoint}"]
+    if args.export_hf:
+        facts |= {"export": str(args.export_hf)}
+        lines += ["", prepare.export(_replica(args, fleet), config, checkpoint, args.export_hf)]
+    _show(args, facts, "\n".join(lines))
     return 0
 
 
@@ -317,7 +321,7 @@ def _evaluate(args: argparse.Namespace) -> int:
         fleet = Fleet.load(path)
         plan = _replica(args, fleet)
         prepare.refuse_other_model(fleet, path, config, folder.digest)
-        shards = ShardStore.of_model(args.checkpoint, folder.digest)
+        shards = None if folder.spec.stored_choices else ShardStore.of_model(args.checkpoint, folder.digest)
         choices, ends = plan.decoder_choices, (plan.embedding_choice, plan.head_choice)
     model = single_process_model(folder, choices, shards, ends=ends)
     found = measure_perplexity(model, folder, args.text or config.text)
@@ -408,6 +412,8 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("plan", type=Path)
     sub.add_argument("-o", "--output", type=Path, help="checkpoint folder (default: as the config says)")
     sub.add_argument("--devices", type=list_of_names, help="only for the stages on these, like node-a:0,node-b:2")
+    sub.add_argument("--export-hf", type=Path, metavar="DIR", help="write the model there for other engines")
+    sub.add_argument("--replica", **of_several)
     sub = verb("evaluate", _evaluate, "perplexity in one process, of the plan's layers or unquantised")
     sub.add_argument("checkpoint", type=Path, nargs="?", help="checkpoint folder; without it the model is unquantised")
     sub.add_argument("--plan", type=Path, help="whose choices are evaluated (default: as the config says)")
