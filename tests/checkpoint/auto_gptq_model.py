@@ -1,4 +1,4 @@
-"""The other engine: `transformers`' model whose Linears are auto-gptq's, from a folder's tensors or made by its pack."""
+"""The other engine: a model of `transformers` whose Linears are auto-gptq's, read from a folder or made by its pack."""
 
 import json
 from pathlib import Path
