@@ -150,6 +150,8 @@ def _plan(args: argparse.Namespace) -> int:
     (plan,) = fleet.replicas
     why = why_not_uniform(request, plan)
     facts = [("based on", based_on(plan, request.cluster, request.latency)), ("uniform", why)]
+    if request.model.stored_choices:
+        facts.append(("model", "quantised already: its layers are taken as they are, the loss is relative to them"))
     if request.requests.lengths:
         facts.append(("requests", requests_words(plan, request)))
     if config.planner_objective is Objective.LLM_PQ:

@@ -79,6 +79,8 @@ def _ends(embedding: Choice, head: Choice, is_tied: bool) -> str:
 
 
 def _engines(choices: set[Choice], groups: GroupFacts) -> list[tuple[str, str, str]]:
+    in_vllm = groups.symmetric and all(choice.bits in (4, 8, 16) for choice in choices)
+    vllm = ("vLLM", "yes" if in_vllm else "no: it takes 4 and 8 bits, symmetric", "documented")
     rows = [("hetero-infer", "yes", "tested: the same tokens")]
     if not groups.count:
         return [*rows, ("any other", "yes, as an unquantised model", "documented")]
@@ -86,14 +88,12 @@ def _engines(choices: set[Choice], groups: GroupFacts) -> list[tuple[str, str, s
         return [
             *rows,
             ("gptqmodel", "yes, by `dynamic`", "documented"),
-            ("auto-gptq, transformers", "no: they take all layers for the first choice", "documented"),
-            ("vLLM", "by `dynamic`, if all are at 4, 8 or 16 bits and symmetric", "documented"),
+            ("auto-gptq, transformers", "no: without `dynamic` all layers are one choice to them", "documented"),
+            vllm,
         ]
-    (choice,) = choices
-    in_vllm = choice.bits in (4, 8) and groups.symmetric
     return [
         *rows,
         ("auto-gptq 0.7.1", "yes", "tested: its layers on a CPU give the same logits"),
         ("gptqmodel; transformers with one of the two", "yes", "documented"),
-        ("vLLM", "yes" if in_vllm else "no: 4 or 8 bits, symmetric", "documented"),
+        vllm,
     ]
