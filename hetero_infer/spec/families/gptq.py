@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hetero_infer.spec.choice import UNQUANTISED, Choice
+from hetero_infer.spec.errors import located
 from hetero_infer.spec.families.config import ModelConfig
 from hetero_infer.spec.fields import read_some_fields, read_value
 from hetero_infer.spec.model import ModelSpec
@@ -74,19 +75,20 @@ def _choice_of(layer: int, said: ModelConfig, rules: Mapping[str, Any], spec: Mo
 
 
 def _choice_of_linear(name: str, said: ModelConfig, rules: Mapping[str, Any], spec: ModelSpec) -> Choice:
-    changes: Mapping[str, Any] = {}
+    place, changes = f"model config {said.where}", {}
     for rule, values in rules.items():
         if _matches(rule, name, said):
             if rule.startswith("-:"):
                 return UNQUANTISED
-            changes = read_value(values, dict, f"{said.where}: dynamic, {rule}")
+            changes = read_value(values, dict, f"{place}: dynamic, {rule}")
             break
-    entry = read_some_fields({**said.content, **changes}, {"bits": int, "group_size": int}, said.where)
+    entry = read_some_fields({**said.content, **changes}, {"bits": int, "group_size": int}, place)
     group_size = entry["group_size"]
     if group_size == ONE_GROUP:
         widest = max(linear.in_features for linear in spec.linears.values())
         group_size = -(-widest // INPUTS_PER_BLOCK) * INPUTS_PER_BLOCK
-    return Choice(entry["bits"], group_size)
+    with located(place):
+        return Choice(entry["bits"], group_size)
 
 
 def _matches(rule: str, name: str, said: ModelConfig) -> bool:
@@ -101,8 +103,9 @@ def _refuse_left_out(said: ModelConfig, spec: ModelSpec) -> None:
     blocks = said.content.get("modules_in_block_to_quantize")
     if blocks is None:
         return
-    quantised = {name for block in read_value(blocks, list, said.where) for name in block}
-    if any(not name.endswith(tuple(quantised)) for name in _linears_of(spec, 0)):
+    place = f"model config {said.where}: modules_in_block_to_quantize"
+    names = [str(name) for block in read_value(blocks, list, place) for name in read_value(block, list, place)]
+    if not all(name.endswith(tuple(names)) for name in _linears_of(spec, 0)):
         raise said.refusal("modules_in_block_to_quantize", "all Linears of a layer must be, or none")
 
 
