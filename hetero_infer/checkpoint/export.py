@@ -23,7 +23,7 @@ from hetero_infer.checkpoint.loading import load_layer
 from hetero_infer.checkpoint.local_model import dequantise
 from hetero_infer.checkpoint.model_folder import INDEX, ModelFolder
 from hetero_infer.checkpoint.shards import ShardStore
-from hetero_infer.models import LayerDefinition, layers_of
+from hetero_infer.models import layers_of
 from hetero_infer.quant.linear import QuantLinear
 from hetero_infer.spec import UNQUANTISED, Choice, InputError
 from hetero_infer.spec.families.gptq import quantization_config
@@ -48,7 +48,8 @@ def export_model(folder: ModelFolder, choices: Sequence[Choice], shards: ShardSt
     embedding, *decoders, head = choices
     _refuse_other_shapes(folder, decoders)
     is_tied = folder.spec.tie_word_embeddings and embedding == head == UNQUANTISED
-    definitions = layers_of(replace(folder.spec, tie_word_embeddings=is_tied))
+    # A tied head is written, too: auto-gptq's loader takes whatever memory held in place of one that is not there.
+    definitions = layers_of(replace(folder.spec, tie_word_embeddings=False))
     groups = _Groups()
     with _written_beside(directory) as beside:
         file_of: dict[str, str] = {}
@@ -59,7 +60,7 @@ def export_model(folder: ModelFolder, choices: Sequence[Choice], shards: ShardSt
             if position in (0, len(choices) - 1):
                 dequantise(layer, DTYPE)
             groups.look_at(layer)
-            tensors = {name: tensor for name, tensor in _tensors_of(layer, definition).items() if name not in file_of}
+            tensors = {definition.tensor(name): tensor.contiguous() for name, tensor in layer.state_dict().items()}
             write_atomically(beside / file, save(tensors, {"format": "pt"}))
             file_of |= dict.fromkeys(tensors, file)
             num_bytes += sum(tensor.nbytes for tensor in tensors.values())
@@ -100,10 +101,6 @@ class _Groups:
                     count=facts.count + zeros.numel(),
                     at_zero=facts.at_zero + int((zeros == 0).sum()),
                 )
-
-
-def _tensors_of(layer: nn.Module, definition: LayerDefinition) -> dict[str, torch.Tensor]:
-    return {definition.tensor(name): tensor.contiguous() for name, tensor in layer.state_dict().items()}
 
 
 def _refuse_other_shapes(folder: ModelFolder, decoders: Sequence[Choice]) -> None:

@@ -71,7 +71,7 @@ def _ends(embedding: Choice, head: Choice, is_tied: bool) -> str:
         if choice.is_quantised
     ]
     if not quantised:
-        return " Embedding and head are one tensor." if is_tied else ""
+        return " Embedding and head are tied, and written twice, as auto-gptq needs it." if is_tied else ""
     return (
         f" The plan had {' and '.join(quantised)}; other engines do not read that. Here the values are "
         "dequantised and rounded to float16, embedding and head a tensor each: the model is larger than planned."
@@ -93,7 +93,7 @@ def _engines(choices: set[Choice], groups: GroupFacts) -> list[tuple[str, str, s
         ]
     return [
         *rows,
-        ("auto-gptq 0.7.1", "yes", "tested: its layers on a CPU give the same logits"),
+        ("auto-gptq 0.7.1", "yes", "tested: the same logits, on a CPU"),
         ("gptqmodel; transformers with one of the two", "yes", "documented"),
         vllm,
     ]

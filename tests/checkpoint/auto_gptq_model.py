@@ -1,33 +1,24 @@
-"""The other engine: a model of `transformers` whose Linears are auto-gptq's, read from a folder or made by its pack."""
+"""The other engine: auto-gptq, which loads a folder, and makes one of a model by its own GPTQ and packing."""
 
 import json
 from pathlib import Path
 from unittest import mock
 
 import torch
+from auto_gptq import AutoGPTQForCausalLM
 from auto_gptq.nn_modules.qlinear.qlinear_cuda import QuantLinear as AutoGptqLinear
 from auto_gptq.nn_modules.qlinear.qlinear_cuda_old import QuantLinear as AutoGptqLinearInOrder
 from auto_gptq.quantization import gptq
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 
 def read(path: Path) -> PreTrainedModel:
-    """As `quantize_config.json` says; auto-gptq's own way takes CUDA. Every tensor of the folder finds its place."""
-    said = json.loads((path / "quantize_config.json").read_text())
-    config = AutoConfig.from_pretrained(path)
-    del config.quantization_config
-    model = AutoModelForCausalLM.from_config(config, torch_dtype=torch.float32)
-    for name, linear in _decoder_linears(model).items():
-        _put(model, name, _empty(said, linear))
-    tensors = {}
-    for file in path.glob("*.safetensors"):
-        tensors |= load_file(file)
-    left_out = model.load_state_dict(tensors, strict=False)
-    assert not left_out.unexpected_keys
-    assert set(left_out.missing_keys) <= {"lm_head.weight"} if config.tie_word_embeddings else not left_out.missing_keys
-    return model.float().eval()
+    """By auto-gptq's own loader, in float32 on a CPU."""
+    kernels = {"use_triton": False, "disable_exllama": True, "inject_fused_attention": False}
+    loaded = AutoGPTQForCausalLM.from_quantized(path, device="cpu", torch_dtype=torch.float32, **kernels)
+    return loaded.model.float().eval()
 
 
 def make(path: Path, to: Path, *, bits: int, group_size: int, act_order: bool, symmetric: bool) -> PreTrainedModel:
