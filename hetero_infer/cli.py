@@ -298,12 +298,12 @@ def _quantize(args: argparse.Namespace) -> int:
     devices = args.devices or fleet.used_devices
     if not set(devices) <= set(fleet.used_devices):
         raise InputError(f"--devices {','.join(devices)}: the plan has stages on {', '.join(fleet.used_devices)}")
-    checkpoint = config.checkpoint
+    checkpoint, exported = config.checkpoint, _replica(args, fleet) if args.export_hf else None
     prepare.quantise(fleet, args.plan, config, checkpoint, devices, progress=not args.json)
     facts, lines = {"checkpoint": str(checkpoint)}, [f"quantised layers are in {checkpoint}"]
-    if args.export_hf:
+    if exported:
         facts |= {"export": str(args.export_hf)}
-        lines += ["", prepare.export(_replica(args, fleet), config, checkpoint, args.export_hf)]
+        lines += ["", prepare.export(exported, config, checkpoint, args.export_hf)]
     _show(args, facts, "\n".join(lines))
     return 0
 

@@ -50,7 +50,7 @@ def export_model(folder: ModelFolder, choices: Sequence[Choice], shards: ShardSt
     is_tied = folder.spec.tie_word_embeddings and embedding == head == UNQUANTISED
     # A tied head is written, too: auto-gptq's loader takes whatever memory held in place of one that is not there.
     definitions = layers_of(replace(folder.spec, tie_word_embeddings=False))
-    groups = _Groups()
+    groups = _Groups(max(linear.in_features for linear in folder.spec.linears.values()))
     with _written_beside(directory) as beside:
         file_of: dict[str, str] = {}
         num_bytes = 0
@@ -74,7 +74,10 @@ def export_model(folder: ModelFolder, choices: Sequence[Choice], shards: ShardSt
         config |= {"torch_dtype": "float16", "tie_word_embeddings": is_tied}
         if any(choice.is_quantised for choice in decoders):
             said = quantization_config(
-                folder.spec, decoders, act_order=groups.facts.act_order, symmetric=groups.facts.symmetric
+                folder.spec,
+                decoders,
+                reads_g_idx=groups.facts.act_order or groups.facts.has_parts,
+                symmetric=groups.facts.symmetric,
             )
             config["quantization_config"] = said
             write_atomically(beside / "quantize_config.json", _json(said))
@@ -87,16 +90,18 @@ def export_model(folder: ModelFolder, choices: Sequence[Choice], shards: ShardSt
 class _Groups:
     """Looks through the layers for what must be said of all of them together."""
 
-    def __init__(self) -> None:
-        self.facts = GroupFacts(act_order=False, symmetric=True, count=0, at_zero=0)
+    def __init__(self, most_inputs: int) -> None:
+        self.most_inputs = most_inputs  # of a Linear; wider groups are one over all inputs, always whole
+        self.facts = GroupFacts(act_order=False, has_parts=False, symmetric=True, count=0, at_zero=0)
 
     def look_at(self, layer: nn.Module) -> None:
         for linear in layer.modules():
             if isinstance(linear, QuantLinear):
-                facts, zeros = self.facts, linear.zero_points()
-                in_order = torch.arange(linear.in_features, dtype=torch.int32) // linear.choice.group_size
+                facts, zeros, size = self.facts, linear.zero_points(), linear.choice.group_size
+                in_order = torch.arange(linear.in_features, dtype=torch.int32) // size
                 self.facts = GroupFacts(
                     act_order=facts.act_order or not torch.equal(linear.g_idx, in_order),
+                    has_parts=facts.has_parts or bool(size < self.most_inputs and linear.in_features % size),
                     symmetric=facts.symmetric and bool((zeros == 2 ** (linear.choice.bits - 1)).all()),
                     count=facts.count + zeros.numel(),
                     at_zero=facts.at_zero + int((zeros == 0).sum()),

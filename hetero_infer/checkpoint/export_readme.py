@@ -22,9 +22,11 @@ points less 1), `scales`, `g_idx`. {groups}Everything else is float16.{ends}
 
 @dataclass(frozen=True)
 class GroupFacts:
-    """What the packed groups of all layers have in common; `at_zero` of them have a zero point of 0."""
+    """What the packed groups of all layers have in common; `at_zero` of them have a zero point of 0. `has_parts`: some
+    Linear's last group is not a whole one."""
 
     act_order: bool
+    has_parts: bool
     symmetric: bool
     count: int
     at_zero: int
@@ -61,7 +63,8 @@ def _groups(groups: GroupFacts) -> str:
         if groups.at_zero
         else ""
     )
-    return f"The groups are {sides}. {order}{odd}"
+    parts = "Some Linears end in a part of a group. " if groups.has_parts else ""
+    return f"The groups are {sides}. {order}{parts}{odd}"
 
 
 def _ends(embedding: Choice, head: Choice, is_tied: bool) -> str:
@@ -79,21 +82,22 @@ def _ends(embedding: Choice, head: Choice, is_tied: bool) -> str:
 
 
 def _engines(choices: set[Choice], groups: GroupFacts) -> list[tuple[str, str, str]]:
-    in_vllm = groups.symmetric and all(choice.bits in (4, 8, 16) for choice in choices)
-    vllm = ("vLLM", "yes" if in_vllm else "no: it takes 4 and 8 bits, symmetric", "documented")
+    in_vllm = groups.symmetric and not groups.has_parts and all(choice.bits in (4, 8, 16) for choice in choices)
+    vllm = ("vLLM", "yes" if in_vllm else "no: it takes 4 and 8 bits, symmetric, in whole groups", "documented")
+    gptqmodel = "not known, for parts of groups" if groups.has_parts else "yes"
     rows = [("hetero-infer", "yes", "tested: the same tokens")]
     if not groups.count:
         return [*rows, ("any other", "yes, as an unquantised model", "documented")]
     if len(choices) > 1:
         return [
             *rows,
-            ("gptqmodel", "yes, by `dynamic`", "documented"),
+            ("gptqmodel", f"{gptqmodel}, by `dynamic`", "documented"),
             ("auto-gptq, transformers", "no: without `dynamic` all layers are one choice to them", "documented"),
             vllm,
         ]
     return [
         *rows,
         ("auto-gptq 0.7.1", "yes", "tested: the same logits, on a CPU"),
-        ("gptqmodel; transformers with one of the two", "yes", "documented"),
+        ("gptqmodel; transformers with one of the two", gptqmodel, "documented"),
         vllm,
     ]

@@ -13,6 +13,8 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+LINEARS = AutoGptqLinear, AutoGptqLinearInOrder
+
 
 def read(path: Path) -> PreTrainedModel:
     """By auto-gptq's own loader, in float32 on a CPU."""

@@ -43,7 +43,7 @@ def test_the_first_rule_that_matches_counts() -> None:
 def test_what_is_written_of_a_model_reads_back(family: dict[str, object], choices: tuple[Choice, ...]) -> None:
     shape = {"intermediate_size": 192} if family["model_type"] == "llama" else {"ffn_dim": 192}
     config = BASE | family | shape
-    written = quantization_config(ModelSpec.from_config(config, "x"), choices, act_order=False, symmetric=True)
+    written = quantization_config(ModelSpec.from_config(config, "x"), choices, reads_g_idx=False, symmetric=True)
     assert ("dynamic" in written) == (len(set(choices)) > 1)
     assert (written["group_size"] == -1) == (192 in (choice.group_size for choice in choices))
     assert ModelSpec.from_config(config | {"quantization_config": written}, "x").stored_choices == choices

@@ -38,9 +38,12 @@ def stored_choices(config: ModelConfig, spec: ModelSpec) -> tuple[Choice, ...]:
 
 
 def quantization_config(
-    spec: ModelSpec, choices: Sequence[Choice], *, act_order: bool, symmetric: bool
+    spec: ModelSpec, choices: Sequence[Choice], *, reads_g_idx: bool, symmetric: bool
 ) -> dict[str, Any]:
-    """Of decoder layers at these choices, at least one below 16 bits; `dynamic` is there for mixed ones only."""
+    """Of decoder layers at these choices, at least one below 16 bits; `dynamic` is there for mixed ones only.
+
+    `reads_g_idx` makes engines look up which group an input is in; without it they count.
+    """
     ((base, _),) = Counter(choice for choice in choices if choice.is_quantised).most_common(1)
     block = next(iter(_linears_of(spec, 0))).partition(".0.")[0].rpartition(".")[2]
     dynamic = {
@@ -52,7 +55,7 @@ def quantization_config(
         "quant_method": "gptq",
         "checkpoint_format": "gptq",
         **_said(base, spec),
-        "desc_act": act_order,
+        "desc_act": reads_g_idx,
         "sym": symmetric,
         "lm_head": False,
         **({"dynamic": dynamic} if dynamic else {}),
