@@ -299,8 +299,8 @@ def _quantize(args: argparse.Namespace) -> int:
     if not set(devices) <= set(fleet.used_devices):
         raise InputError(f"--devices {','.join(devices)}: the plan has stages on {', '.join(fleet.used_devices)}")
     checkpoint, exported = config.checkpoint, _replica(args, fleet) if args.export_hf else None
-    prepare.quantise(fleet, args.plan, config, checkpoint, devices, progress=not args.json)
-    facts, lines = {"checkpoint": str(checkpoint)}, [f"quantised layers are in {checkpoint}"]
+    found = prepare.quantise(fleet, args.plan, config, checkpoint, devices, progress=not args.json)
+    facts, lines = {"checkpoint": str(found)}, [f"quantised layers are in {found}"]
     if exported:
         facts |= {"export": str(args.export_hf)}
         lines += ["", prepare.export(exported, config, checkpoint, args.export_hf)]

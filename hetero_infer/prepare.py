@@ -254,8 +254,9 @@ def plan_for(
 
 def quantise(
     fleet: Fleet, plan_path: Path, config: RunConfig, checkpoint: Path, devices: Collection[str], progress: bool
-) -> None:
-    """See to it that `checkpoint` has the quantised layers that the stages on `devices` need."""
+) -> Path:
+    """See to it that `checkpoint` has the quantised layers that the stages on `devices` need. Gives the folder where
+    they are: the model's own if it is quantised already."""
     from hetero_infer.checkpoint.model_folder import ModelFolder
     from hetero_infer.checkpoint.quantise import quantise_layers
     from hetero_infer.planner.check import fit_violations
@@ -272,8 +273,10 @@ def quantise(
     ]
     for layer, choice in wanted:
         folder.spec.refuse_unlike_stored(layer, choice)
-    if not folder.spec.stored_choices:
-        quantise_layers(folder, wanted, calibration_windows(folder, config), checkpoint, progress)
+    if folder.spec.stored_choices:
+        return folder.path
+    quantise_layers(folder, wanted, calibration_windows(folder, config), checkpoint, progress)
+    return checkpoint
 
 
 def export(plan: Plan, config: RunConfig, checkpoint: Path, directory: Path) -> str:

@@ -12,7 +12,7 @@ from hetero_infer.spec import UNQUANTISED, Choice, Plan, RunConfig, SensitivityT
 from tests.tiny_model import write_tiny_model
 
 MIXED = (Choice(3, 32), Choice(8, 64), UNQUANTISED, Choice(3, 32))
-SHAPE = {"hidden_size": 64, "intermediate_size": 96, "head_dim": 16, "num_hidden_layers": 4}
+SHAPE = {"hidden_size": 64, "intermediate_size": 128, "head_dim": 16, "num_hidden_layers": 4}
 CONFIG = """
 [model]
 path = "{path}/{model}"
