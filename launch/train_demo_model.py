@@ -1,4 +1,4 @@
-"""Train the demo model: a small Llama and its BPE tokenizer, from a folder of books, on a CPU.
+"""Train the demo model: a small Llama and its BPE tokenizer, from a folder of books, on a CPU. Or a small OPT.
 
 In: a folder of ``*.txt`` files. Out: a Hugging Face model folder in fp16 with ``heldout.txt`` (text the model
 never saw) and ``calibration.txt`` (text it did see). The last 5 % of every book are kept out. Checkpoints and
@@ -6,6 +6,7 @@ never saw) and ``calibration.txt`` (text it did see). The last 5 % of every book
 docs/results.md.
 
     python launch/train_demo_model.py --books BOOKS --out hetero_infer/demo
+    python launch/train_demo_model.py --books BOOKS --out out/opt --work out/opt-train --family opt
 """
 
 import argparse
@@ -18,7 +19,14 @@ from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    OPTConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 END_OF_TEXT = "<|endoftext|>"
 HELD_OUT_SHARE = 0.05
@@ -42,7 +50,7 @@ def main() -> None:
     heldout_bytes = sum(len(text.encode()) for text in heldout_texts)
     print(f"{len(train_tokens):,} training tokens, {len(heldout_tokens):,} held out ({heldout_bytes:,} bytes)")
 
-    model = LlamaForCausalLM(demo_config(tokenizer.eos_token_id)).train()
+    model = AutoModelForCausalLM.from_config(FAMILIES[args.family](tokenizer.eos_token_id)).train()
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters")
     if args.average:
         model.load_state_dict(mean_weights(args.average))
@@ -54,7 +62,7 @@ def main() -> None:
 
 
 def train(
-    model: LlamaForCausalLM, args: argparse.Namespace, tokens: torch.Tensor, heldout_bits: Callable[[], float]
+    model: PreTrainedModel, args: argparse.Namespace, tokens: torch.Tensor, heldout_bits: Callable[[], float]
 ) -> None:
     """AdamW with a cosine; a row in ``training_log.csv`` and a checkpoint every `--evaluate-every` steps."""
     optimizer = torch.optim.AdamW(parameter_groups(model), lr=args.learning_rate, betas=(0.9, 0.95))
@@ -111,6 +119,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--books", type=Path, required=True, help="folder of *.txt files")
     parser.add_argument("--out", type=Path, required=True, help="the Hugging Face folder to write")
+    parser.add_argument("--family", choices=FAMILIES, default="llama")
     parser.add_argument("--work", type=Path, default=Path("build/train"), help="checkpoints and the running log")
     parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--batch-size", type=int, default=6, help=f"windows of {WINDOW_TOKENS} tokens per step")
@@ -165,7 +174,8 @@ def encode(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> torch.Tensor
     return torch.tensor(ids)
 
 
-def demo_config(end_of_text: int) -> LlamaConfig:
+def llama(end_of_text: int) -> LlamaConfig:
+    """The demo model: 5.3 million parameters."""
     return LlamaConfig(
         vocab_size=VOCAB_SIZE,
         hidden_size=192,
@@ -181,22 +191,44 @@ def demo_config(end_of_text: int) -> LlamaConfig:
     )
 
 
-def parameter_groups(model: LlamaForCausalLM) -> list[dict[str, object]]:
+def opt(end_of_text: int) -> OPTConfig:
+    """Of another family, as large: learned positions, LayerNorm with biases, ReLU."""
+    return OPTConfig(
+        vocab_size=VOCAB_SIZE,
+        hidden_size=192,
+        word_embed_proj_dim=192,
+        ffn_dim=768,
+        num_hidden_layers=11,
+        num_attention_heads=6,
+        max_position_embeddings=WINDOW_TOKENS,
+        dropout=0.0,
+        bos_token_id=end_of_text,
+        eos_token_id=end_of_text,
+        pad_token_id=end_of_text,
+        init_std=0.05,
+    )
+
+
+FAMILIES: dict[str, Callable[[int], PretrainedConfig]] = {"llama": llama, "opt": opt}
+BLOCK_OUTPUTS = ("self_attn.o_proj", "mlp.down_proj", "self_attn.out_proj", "fc2")
+
+
+def parameter_groups(model: PreTrainedModel) -> list[dict[str, object]]:
     matrices = [p for p in model.parameters() if p.dim() >= 2]
     vectors = [p for p in model.parameters() if p.dim() < 2]
     return [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
 
 
-def add_dropout(model: LlamaForCausalLM, share: float) -> None:
+def add_dropout(model: PreTrainedModel, share: float) -> None:
     """Against over-fitting: the books are read several times. Not part of the model that is saved."""
 
     def drop(module: torch.nn.Module, inputs: object, output: torch.Tensor) -> torch.Tensor:
         return torch.nn.functional.dropout(output, share, module.training)
 
-    model.model.embed_tokens.register_forward_hook(drop)
-    for layer in model.model.layers:
-        layer.self_attn.o_proj.register_forward_hook(drop)
-        layer.mlp.down_proj.register_forward_hook(drop)
+    model.get_input_embeddings().register_forward_hook(drop)
+    for name, module in model.named_modules():
+        if name.endswith(BLOCK_OUTPUTS):
+            module.register_forward_hook(drop)
 
 
 def learning_rate_at(step: int, steps: int, peak: float, warmup: int = 100) -> float:
@@ -221,7 +253,7 @@ def train_step(model: torch.nn.Module, optimizer: torch.optim.Optimizer, windows
 
 
 @torch.no_grad()
-def bits_per_byte(model: LlamaForCausalLM, tokens: torch.Tensor, num_bytes: int) -> float:
+def bits_per_byte(model: PreTrainedModel, tokens: torch.Tensor, num_bytes: int) -> float:
     """Of the whole held-out text, in windows that each begin without a past."""
     model.eval()
     windows = tokens[: len(tokens) // WINDOW_TOKENS * WINDOW_TOKENS].view(-1, WINDOW_TOKENS)

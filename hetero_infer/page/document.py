@@ -156,7 +156,9 @@ def _proof(solver: SolverReport, estimate: PlanEstimate, objective: Objective) -
         f"{'The gap that was asked for was reached' if is_done else 'It ended'} after {solver.seconds:.1f} s "
         f"({solver.status}). Looked at: {solver.searched}.",
         f"{solver.name} solved the model of this plan's own order and micro-batch sizes: none of these takes less than "
-        f"{solver.order_bound:.4f} s.",
+        f"{solver.order_bound:.4f} s."
+        if solver.order_bound
+        else f"{solver.name} has no word on this plan's own order and micro-batch sizes.",
         f"All other figures here follow every micro-batch through every stage: {estimate.total_s:.4f} s, "
         f"{abs(apart):.2%} {'more' if apart > 0 else 'less'} than the closed form.",
     ]

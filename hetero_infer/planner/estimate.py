@@ -92,6 +92,12 @@ class PlanCosts:
             num_micro_batches(plan.workload.batch_size, size),
         )
 
+    @property
+    def closed_form_s(self) -> float:
+        """Of the whole batch."""
+        prefill, decode = (self.of_phase(phase) for phase in Phase)
+        return prefill_seconds(prefill) + decode_seconds(decode, self.plan.workload.new_tokens)
+
 
 def stations_of(costs: PlanCosts) -> Stations:
     """For requests of any lengths. Pasts are taken at the middle of their block, over which attention runs whole."""
@@ -131,8 +137,7 @@ def estimate_plan(plan: Plan, model: ModelSpec, cluster: Cluster, latency: Laten
         prefill_s=makespan.prefill_s,
         decode_s=makespan.decode_s,
         tokens_per_s=workload.batch_size * workload.new_tokens / makespan.total_s,
-        closed_form_s=prefill_seconds(phases[Phase.PREFILL])
-        + decode_seconds(phases[Phase.DECODE], workload.new_tokens),
+        closed_form_s=costs.closed_form_s,
         stage_seconds=tuple(
             {phase.value: phases[phase].compute_s[stage] for phase in Phase} for stage in range(costs.num_stages)
         ),

@@ -31,10 +31,11 @@ class Ranking:
         if self.best is self.proposed:
             return f"{judged}: the closed form's first stays" if judged else "no other plan near the best"
         best, proposed = _estimate(self.best), _estimate(self.proposed)
-        more_s = best.closed_form_s - proposed.closed_form_s
+        above = best.closed_form_s / proposed.closed_form_s - 1
         return (
             f"{judged}: {_described(self.best)} takes {best.total_s:.4g} s, {self.saved_s / proposed.total_s:.2%} less "
-            f"than {_described(self.proposed)}, whose closed form is {more_s:.2g} s smaller"
+            f"than {_described(self.proposed)}; its closed form, {best.closed_form_s:.4f} s, is {above:.2%} above the "
+            "least"
         )
 
 

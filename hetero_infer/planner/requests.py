@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from hetero_infer.cost.timeline import recurrence_of
-from hetero_infer.planner.answers.changes import with_size
 from hetero_infer.planner.check import fit_violations
+from hetero_infer.planner.edits import with_size
 from hetero_infer.planner.estimate import PlanCosts, estimate_plan, stations_of
 from hetero_infer.planner.request import PlanRequest
 from hetero_infer.spec.plan import Plan

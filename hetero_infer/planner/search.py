@@ -8,6 +8,7 @@ import time
 from collections.abc import Collection
 from dataclasses import replace
 
+from hetero_infer.planner.descent import descend
 from hetero_infer.planner.diagnosis import why_infeasible
 from hetero_infer.planner.estimate import estimate_plan
 from hetero_infer.planner.exact.branch_and_bound import BranchAndBound, Found
@@ -32,9 +33,10 @@ from hetero_infer.spec.workload import Phase
 
 SEARCH_SHARE = 0.7  # of the time limit; HiGHS has what is left
 SEARCH_GAP = 0.5  # of the gap asked for: the rest is room for the judge's choice
-JUDGED_GAPS = 30  # above the best, the closed form is no reason yet to leave a plan out; with gap = 0 it is
-MOST_APART = 0.03  # closed form and recurrence, of most plans
+JUDGED_GAPS = 100  # above the best, the closed form is no reason yet to leave a plan out; with gap = 0 it is
+MOST_APART = 0.1  # closed form and recurrence, of most plans
 MOST_JUDGED = 8  # of the plans within the gap, and of those of other pairs of sizes three times as many
+MOST_DESCENTS, DESCENT_SHARE = 3, 0.3  # of the time that the search took
 LEAST_GAP = 1e-7  # of a cutoff: HiGHS keeps its constraints to 1e-9
 
 
@@ -61,10 +63,19 @@ def find_plan(request: PlanRequest, *, time_limit_s: float, gap: float, must_use
             "the planner's time limit came before it found a plan or proved that there is none; raise [planner] "
             "time_limit_s"
         )
-    problem, solution, least_s, judgement = judged(search_space, found, gap, window)
+    plan, least_s, judgement = judged(search_space, found, gap, window)
     left_s = max(0.1, started_s + time_limit_s - time.monotonic())
-    solution, order_bound_s = certify(problem, solution, least_s, time_limit_s=left_s, gap=gap)
-    least_s = min(least_s, solution.objective_s)
+    problem = build_problem(
+        request,
+        plan.prefill_micro_batch_size,
+        plan.decode_micro_batch_size,
+        [plan.device_of(stage) for stage in range(len(plan.stages))],
+    )
+    better, order_bound_s = certify(problem, least_s, time_limit_s=left_s, gap=gap)
+    if order_bound_s < least_s * (1 - max(gap, LEAST_GAP)) * (1 - 1e-12):
+        judgement += "; HiGHS's time was over before it had certified this order"
+    if better:
+        plan, least_s = plan_of(request, problem, better), better.objective_s
     bound_s = min(found.bound_s, least_s)
     proven_gap = max(0.0, 1 - bound_s / least_s)
     is_theirs = request.objective is Objective.LLM_PQ
@@ -72,13 +83,13 @@ def find_plan(request: PlanRequest, *, time_limit_s: float, gap: float, must_use
         name=f"pyomo+highs {highs_version()}" + ", seconds as LLM-PQ's code counts them" * is_theirs,
         status=_status(proven_gap <= max(gap, LEAST_GAP), found),
         objective=least_s,
-        bound=bound_s,
-        gap=proven_gap,
+        bound=float(bound_s),
+        gap=float(proven_gap),
         seconds=time.monotonic() - started_s,
         order_bound=order_bound_s,
         searched=f"{found.effort}; {judgement}",
     )
-    return replace(plan_of(request, problem, solution), solver=report)
+    return replace(plan, solver=report)
 
 
 def _status(is_proven: bool, found: Found) -> str:
@@ -86,24 +97,28 @@ def _status(is_proven: bool, found: Found) -> str:
     return "optimal" if is_proven else "bound is loose" if found.is_finished else "time limit"
 
 
-def judged(
-    search_space: SearchSpace, found: Found, gap: float, window: float
-) -> tuple[PlanningProblem, Solution, float, str]:
-    """The pipeline that the judge puts first, the least closed form of all before him, and what he changed.
+def judged(search_space: SearchSpace, found: Found, gap: float, window: float) -> tuple[Plan, float, str]:
+    """The plan that the judge puts first, the least closed form of all before him, and what he changed.
 
-    Before him are those within the gap, and the best of other pairs of sizes whose closed form is at most `window`
-    above the least. He knows batches; other objectives keep the best.
+    Before him are those within the gap, and the best ones met of other pairs of sizes whose closed form is at most
+    `window` above the least; of these he betters the first few himself. He knows batches; other objectives keep the
+    best.
     """
     assert found.pipeline
-    if search_space.request.objective is not Objective.RING:
+    request = search_space.request
+    if request.objective is not Objective.RING:
         problem, solution = with_devices(search_space, found.sizes, found.pipeline)
-        return problem, solution, solution.objective_s, "not judged: another objective"
+        return plan_of(request, problem, solution), solution.objective_s, "not judged: another objective"
     near = found.within(gap)[:MOST_JUDGED] + found.of_other_pairs(window)[: 3 * MOST_JUDGED]
     candidates = [with_devices(search_space, *one) for one in near]
-    plans = [plan_of(search_space.request, *candidate) for candidate in candidates]
+    plans = [plan_of(request, *candidate) for candidate in candidates]
+    if window:
+        deadline_s = time.monotonic() + DESCENT_SHARE * found.seconds_spent
+        first = rank(plans, max(window, gap)).plans[:MOST_DESCENTS]
+        plans += [better for plan in first if (better := descend(request, plan, deadline_s)) is not plan]
     ranking = rank(plans, max(window, gap))
-    least_s = min(solution.objective_s for _, solution in candidates)
-    return *candidates[plans.index(ranking.best)], least_s, str(ranking)
+    least_s = min(plan.estimate.closed_form_s for plan in plans if plan.estimate)
+    return ranking.best, least_s, str(ranking)
 
 
 def with_devices(
@@ -112,7 +127,7 @@ def with_devices(
     """A pipeline on devices of its classes: the problem of its order and sizes, and its solution."""
     problem = build_problem(search_space.request, *sizes, search_space.devices_of(pipeline))
     counts = [dict(zip(search_space.choices, pick.counts, strict=True)) for pick in pipeline.picks]
-    layers = least_omega_layers(problem, counts)
+    layers = least_omega_layers(problem.omega, counts)
     ends = tuple(
         next(way for way in stage.ends if (way.embedding, way.head) == (pick.ends.embedding, pick.ends.head))
         for stage, pick in zip(problem.stages, pipeline.picks, strict=True)
@@ -122,18 +137,18 @@ def with_devices(
 
 
 def certify(
-    problem: PlanningProblem, solution: Solution, least_s: float, *, time_limit_s: float, gap: float
-) -> tuple[Solution, float]:
-    """HiGHS's word on the order and sizes of a solution: that nothing in them is faster than `least_s` by more than the
-    gap, or what is; and its bound in seconds."""
+    problem: PlanningProblem, least_s: float, *, time_limit_s: float, gap: float
+) -> tuple[Solution | None, float]:
+    """HiGHS's word on an order and sizes: what in them is faster than `least_s` by more than the gap, if anything; and
+    its bound in seconds."""
     cutoff_s = least_s * (1 - max(gap, LEAST_GAP))
     match outcome := solve(problem, time_limit_s=time_limit_s, gap=gap, cutoff_s=cutoff_s):
         case Infeasible():
-            return solution, cutoff_s
+            return None, cutoff_s
         case Undecided():
-            return solution, min(outcome.bound_s, cutoff_s)
+            return None, min(outcome.bound_s, cutoff_s)
         case Solution():
-            return (outcome if outcome.objective_s < solution.objective_s else solution), outcome.bound_s
+            return (outcome if outcome.objective_s < least_s else None), outcome.bound_s
 
 
 def plan_of(request: PlanRequest, problem: PlanningProblem, solution: Solution) -> Plan:

@@ -15,7 +15,7 @@ from pyomo.contrib.solver.solvers.highs import Highs
 from scipy.optimize import linear_sum_assignment
 
 from hetero_infer.planner.formulation import count_formulation
-from hetero_infer.planner.problem import QUALITY_TOLERANCE, Ends, LayerChoices, PlanningProblem
+from hetero_infer.planner.problem import QUALITY_TOLERANCE, Counts, Ends, LayerChoices, PlanningProblem
 from hetero_infer.spec.choice import Choice
 from hetero_infer.spec.errors import HeteroInferError
 
@@ -93,13 +93,13 @@ def count_choices(layers: Sequence[Choice]) -> dict[Choice, int]:
     return {choice: layers.count(choice) for choice in set(layers)}
 
 
-def least_omega_layers(problem: PlanningProblem, counts: Sequence[Mapping[Choice, int]]) -> LayerChoices:
+def least_omega_layers(omega: Sequence[Counts], counts: Sequence[Mapping[Choice, int]]) -> LayerChoices:
     """Per stage, the assignment of so many layers at each choice that loses least."""
     layers = []
     first = 0
     for of_stage in counts:
         pool = [choice for choice, count in of_stage.items() for _ in range(count)]
-        rows = problem.omega[first : first + len(pool)]
+        rows = omega[first : first + len(pool)]
         _, columns = linear_sum_assignment(np.array([[row[choice] for choice in pool] for row in rows]))
         layers.append(tuple(pool[column] for column in columns))
         first += len(pool)
@@ -112,7 +112,7 @@ def _read_off(problem: PlanningProblem, model: Any) -> tuple[LayerChoices, tuple
         {choice: round(model.n[j, b].value) for b, choice in enumerate(stage.choices)}
         for j, stage in enumerate(problem.stages)
     ]
-    layers = least_omega_layers(problem, counts)
+    layers = least_omega_layers(problem.omega, counts)
     ends = tuple(
         next(way for e, way in enumerate(stage.ends) if model.e[j, e].value > 0.5)
         for j, stage in enumerate(problem.stages)

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from hetero_infer.bench.planner.tiny import EIGHT, END_LOSS, FOUR, LOSS, RandomLatency, random_request
 from hetero_infer.cost import memory
-from hetero_infer.planner.answers.changes import with_choice, with_layer_moved, with_size
 from hetero_infer.planner.check import check_plan
+from hetero_infer.planner.edits import with_choice, with_layer_moved, with_size
 from hetero_infer.planner.problem import QUALITY_TOLERANCE
 from hetero_infer.planner.request import PlanRequest
 from hetero_infer.planner.search import find_plan

@@ -74,8 +74,9 @@ class Duel:
 
     @property
     def gap(self) -> float:
-        """What our plan is proven to."""
-        return max(GAP, self.plan.solver.gap if self.plan.solver else GAP)
+        """What our plan is proven to, as it says itself."""
+        assert self.plan.solver
+        return self.plan.solver.gap
 
     @property
     def is_won(self) -> bool:

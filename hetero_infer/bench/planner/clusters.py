@@ -149,9 +149,14 @@ def _facts(outcome: Outcome) -> dict[str, object]:
             "order_bound": plan.solver.order_bound,
             "searched": plan.solver.searched,
             "total_s": plan.estimate.total_s,
-            "stages": [[stage.device, [str(choice) for choice in stage.layers]] for stage in plan.stages],
+            "stages": _stages(plan),
         }
     if ilp:
         total_s = ilp.plan.estimate.total_s if ilp.plan and ilp.plan.estimate else None
         found["llm_pq_ilp"] = {"seconds": ilp.seconds, "status": ilp.status, "gap": ilp.gap, "total_s": total_s}
+        found["llm_pq_ilp"]["stages"] = _stages(ilp.plan) if ilp.plan else []
     return found
+
+
+def _stages(plan: Plan) -> list[list[object]]:
+    return [[stage.device, [str(choice) for choice in stage.layers]] for stage in plan.stages]

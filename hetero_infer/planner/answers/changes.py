@@ -4,15 +4,16 @@ A change is made to the plan and the changed plan is costed whole, so that what 
 """
 
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from hetero_infer.cost.memory import decoder_layer_bytes, plan_memory
 from hetero_infer.cost.timeline import Makespan, recurrence
+from hetero_infer.planner.edits import with_choice, with_layer_moved, with_size
 from hetero_infer.planner.estimate import PlanCosts
 from hetero_infer.planner.request import PlanRequest
 from hetero_infer.spec.choice import Choice
-from hetero_infer.spec.plan import Plan, StagePlan
+from hetero_infer.spec.plan import Plan
 from hetero_infer.spec.workload import Phase
 
 NOTICEABLE = 5e-4  # a smaller share of the time counts as the same time
@@ -176,37 +177,6 @@ class PlanChanges:
         if key not in self._seconds:
             self._seconds[key] = recurrence(self._costs(plan), plan.workload, *sizes).total_s
         return self._seconds[key]
-
-
-def with_choice(plan: Plan, layer: int, choice: Choice) -> Plan:
-    """`plan` with decoder layer `layer` at `choice`."""
-    index = layer + 1
-    return replace(
-        plan,
-        stages=tuple(
-            StagePlan(
-                stage.device,
-                tuple(choice if first + i == index else old for i, old in enumerate(stage.layers)),
-            )
-            for first, stage in zip(plan.bounds, plan.stages, strict=False)
-        ),
-    )
-
-
-def with_layer_moved(plan: Plan, source: int, target: int) -> Plan:
-    """`plan` with the decoder layer at the border of two neighbouring stages on the other side of it."""
-    stages = list(plan.stages)
-    give, take = stages[source].layers, stages[target].layers
-    give, take = (give[1:], (*take, give[0])) if source > target else (give[:-1], (give[-1], *take))
-    stages[source], stages[target] = replace(stages[source], layers=give), replace(stages[target], layers=take)
-    return replace(plan, stages=tuple(stages))
-
-
-def with_size(plan: Plan, phase: Phase, size: int) -> Plan:
-    """`plan` with micro-batches of `size` sequences in `phase`."""
-    if phase is Phase.PREFILL:
-        return replace(plan, prefill_micro_batch_size=size)
-    return replace(plan, decode_micro_batch_size=size)
 
 
 def _used_bytes(request: PlanRequest, plan: Plan) -> tuple[int, ...]:

@@ -71,7 +71,7 @@ class LeastLoss:
             losses = [self.loss[self._key(stage)][start, length] for stage, start, length in intervals]
             if lengths and math.isfinite(sum(losses)):
                 counts = [self._counts(*interval) for interval in intervals]
-                found[least_omega_layers(problem, counts)] = None
+                found[least_omega_layers(problem.omega, counts)] = None
         return list(found)
 
     def _least_partition(self, problem: PlanningProblem) -> list[int]:

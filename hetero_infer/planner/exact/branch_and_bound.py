@@ -42,14 +42,17 @@ class Effort:
     opened_pairs: int = 0
     nodes: int = 0
     enumerated: int = 0
+    unreached_pairs: int = 0
     widened_pairs: int = 0
 
     def __str__(self) -> str:
-        ruled_out = self.pairs - self.infeasible_pairs - self.opened_pairs
+        ruled_out = self.pairs - self.infeasible_pairs - self.opened_pairs - self.unreached_pairs
+        unreached = f", {self.unreached_pairs} not reached in the time" if self.unreached_pairs else ""
         return (
             f"{self.pairs} pairs of micro-batch sizes over all device orders and subsets: {self.infeasible_pairs} "
             f"cannot fit, {ruled_out} ruled out by their fluid bound, {self.opened_pairs} searched in {self.nodes} "
-            f"parts, {self.enumerated} of these plan by plan, {self.widened_pairs} looked into for the judge alone"
+            f"parts, {self.enumerated} of these plan by plan, {self.widened_pairs} looked into for the judge "
+            f"alone{unreached}"
         )
 
 
@@ -64,6 +67,7 @@ class Found:
     best_of: dict[tuple[int, int], Pipeline] = field(default_factory=dict)
     bound_s: float = 0.0
     is_finished: bool = False
+    seconds_spent: float = 0.0
     effort: Effort = field(default_factory=Effort)
 
     @property
@@ -128,8 +132,10 @@ class BranchAndBound:
         if self._space.is_restricted:
             found.bound_s = min(found.bound_s, *self._fluid_s.values())
         found.is_finished = not self._heap
+        found.effort.unreached_pairs = sum(one.node is None and one.bound_s < self._cut_s for one in self._heap)
         if found.is_finished and found.pipeline and self._window:
             self._widen(min(deadline_s, clock_s() + WIDENING_SHARE * (clock_s() - started_s)))
+        found.seconds_spent = clock_s() - started_s
         return found
 
     def _widen(self, deadline_s: float) -> None:
