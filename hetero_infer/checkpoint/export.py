@@ -2,8 +2,8 @@
 
 In: model folder, choices, shards. Out: `config.json` and `quantize_config.json` with what was quantised and how, a
 safetensors file for each layer of the pipeline with an index, the tokenizer's files, and a `README.md` that says which
-engines read it. Held at once: one layer, and the bytes of its file. All is written in a folder beside, `config.json` last, which gets its name
-when it is whole.
+engines read it. Held at once: one layer, and the bytes of its file. All is written in a folder beside, `config.json`
+last, which gets its name when it is whole.
 """
 
 import contextlib
