@@ -150,6 +150,8 @@ def _plan(args: argparse.Namespace) -> int:
     (plan,) = fleet.replicas
     why = why_not_uniform(request, plan)
     facts = [("based on", based_on(plan, request.cluster, request.latency)), ("uniform", why)]
+    if request.model.stored_choices:
+        facts.append(("model", "quantised already: its layers are taken as they are, the loss is relative to them"))
     if request.requests.lengths:
         facts.append(("requests", requests_words(plan, request)))
     if config.planner_objective is Objective.LLM_PQ:
@@ -296,9 +298,13 @@ def _quantize(args: argparse.Namespace) -> int:
     devices = args.devices or fleet.used_devices
     if not set(devices) <= set(fleet.used_devices):
         raise InputError(f"--devices {','.join(devices)}: the plan has stages on {', '.join(fleet.used_devices)}")
-    checkpoint = config.checkpoint
-    prepare.quantise(fleet, args.plan, config, checkpoint, devices, progress=not args.json)
-    _show(args, {"checkpoint": str(checkpoint)}, f"quantised layers are in {checkpoint}")
+    checkpoint, exported = config.checkpoint, _replica(args, fleet) if args.export_hf else None
+    found = prepare.quantise(fleet, args.plan, config, checkpoint, devices, progress=not args.json)
+    facts, lines = {"checkpoint": str(found)}, [f"quantised layers are in {found}"]
+    if exported:
+        facts |= {"export": str(args.export_hf)}
+        lines += ["", prepare.export(exported, config, checkpoint, args.export_hf)]
+    _show(args, facts, "\n".join(lines))
     return 0
 
 
@@ -317,7 +323,7 @@ def _evaluate(args: argparse.Namespace) -> int:
         fleet = Fleet.load(path)
         plan = _replica(args, fleet)
         prepare.refuse_other_model(fleet, path, config, folder.digest)
-        shards = ShardStore.of_model(args.checkpoint, folder.digest)
+        shards = None if folder.spec.stored_choices else ShardStore.of_model(args.checkpoint, folder.digest)
         choices, ends = plan.decoder_choices, (plan.embedding_choice, plan.head_choice)
     model = single_process_model(folder, choices, shards, ends=ends)
     found = measure_perplexity(model, folder, args.text or config.text)
@@ -408,6 +414,8 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("plan", type=Path)
     sub.add_argument("-o", "--output", type=Path, help="checkpoint folder (default: as the config says)")
     sub.add_argument("--devices", type=list_of_names, help="only for the stages on these, like node-a:0,node-b:2")
+    sub.add_argument("--export-hf", type=Path, metavar="DIR", help="write the model there for other engines")
+    sub.add_argument("--replica", **of_several)
     sub = verb("evaluate", _evaluate, "perplexity in one process, of the plan's layers or unquantised")
     sub.add_argument("checkpoint", type=Path, nargs="?", help="checkpoint folder; without it the model is unquantised")
     sub.add_argument("--plan", type=Path, help="whose choices are evaluated (default: as the config says)")

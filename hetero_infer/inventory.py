@@ -106,6 +106,7 @@ def of_cluster(cluster: Cluster) -> Inventory:
 
 def of_run(config: RunConfig) -> Inventory:
     cluster, spec = config.cluster, ModelSpec.from_folder(config.model)
+    config = config.for_model(spec)
     profile = ProfileTable.load_if_there(config.profile)
     return Inventory(
         tuple(_entry(device, _known(device, profile, spec, config)) for device in cluster.devices),

@@ -105,7 +105,7 @@ def measure(folder: "ModelFolder", config: RunConfig, path: Path, timed_as: str)
     """Time the layers on this machine's device; the rows replace those of the same device type and model in `path`."""
     from hetero_infer.measure.layer_timer import measure_layers
 
-    config = with_lengths(config, real_requests(config))
+    config = with_lengths(config.for_model(folder.spec), real_requests(config))
     config.workload.refuse_beyond(folder.spec.max_position_embeddings)
     threads, cores = _threads(config, timed_as), os.cpu_count() or 1
     if threads > cores:
@@ -131,6 +131,10 @@ def measure(folder: "ModelFolder", config: RunConfig, path: Path, timed_as: str)
 
 def sensitivity_for(folder: "ModelFolder", config: RunConfig) -> SensitivityTable:
     """The sensitivity file; measured first if it is missing or for another model, text or choices."""
+    if folder.spec.stored_choices:
+        table = SensitivityTable.of_stored(folder.spec.stored_choices, folder.digest)
+        table.save(config.sensitivity)
+        return table
     windows = calibration_windows(folder, config)
     if config.sensitivity.exists():
         table = SensitivityTable.load(config.sensitivity)
@@ -157,6 +161,8 @@ def sensitivity_for(folder: "ModelFolder", config: RunConfig) -> SensitivityTabl
 def calibration_windows(folder: "ModelFolder", config: RunConfig) -> "CalibrationWindows":
     from hetero_infer.checkpoint.text import CalibrationWindows
 
+    if folder.spec.stored_choices:
+        raise InputError(f"model {folder.path}: quantised already, so there is nothing to calibrate; plan as it is")
     return CalibrationWindows.from_text(
         folder, config.calibration, config.calibration_windows, config.calibration_tokens
     )
@@ -171,7 +177,7 @@ def request_for(config: RunConfig) -> "PlanRequest":
 
     folder = ModelFolder(config.model)
     requests = real_requests(config)
-    config = with_lengths(config, requests)
+    config = with_lengths(config.for_model(folder.spec), requests)
     kinds = {device.is_cpu for device in config.cluster.devices}
     if len(kinds) > 1:
         raise InputError(f"hostfile {config.hostfile}: CPUs and GPUs in one pipeline are not supported; use one kind")
@@ -248,8 +254,9 @@ def plan_for(
 
 def quantise(
     fleet: Fleet, plan_path: Path, config: RunConfig, checkpoint: Path, devices: Collection[str], progress: bool
-) -> None:
-    """See to it that `checkpoint` has the quantised layers that the stages on `devices` need."""
+) -> Path:
+    """See to it that `checkpoint` has the quantised layers that the stages on `devices` need. Gives the folder where
+    they are: the model's own if it is quantised already."""
     from hetero_infer.checkpoint.model_folder import ModelFolder
     from hetero_infer.checkpoint.quantise import quantise_layers
     from hetero_infer.planner.check import fit_violations
@@ -264,8 +271,23 @@ def quantise(
         for replica, stage in map(fleet.stage_on, devices)
         for position in range(*replica.bounds[stage : stage + 2])
     ]
-    windows = calibration_windows(folder, config)
-    quantise_layers(folder, wanted, windows, checkpoint, progress)
+    for layer, choice in wanted:
+        folder.spec.refuse_unlike_stored(layer, choice)
+    if folder.spec.stored_choices:
+        return folder.path
+    quantise_layers(folder, wanted, calibration_windows(folder, config), checkpoint, progress)
+    return checkpoint
+
+
+def export(plan: Plan, config: RunConfig, checkpoint: Path, directory: Path) -> str:
+    """The plan's model as a Hugging Face folder, of layers that were quantised before; what it says of itself."""
+    from hetero_infer.checkpoint.export import export_model
+    from hetero_infer.checkpoint.model_folder import ModelFolder
+    from hetero_infer.checkpoint.shards import ShardStore
+
+    folder = ModelFolder(config.model)
+    shards = None if folder.spec.stored_choices else ShardStore.of_model(checkpoint, folder.digest)
+    return export_model(folder, plan.layer_choices, shards, directory)
 
 
 def refuse_other_model(plan: Fleet, path: Path, config: RunConfig, digest: str) -> None:

@@ -25,19 +25,19 @@ def single_process_model(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
 ) -> "LocalModel":
-    """The model under one choice per decoder layer, unquantised without any; `ends` are embedding and head.
+    """The model under one choice per decoder layer, without any as the folder has it; `ends` are embedding and head.
 
     `dequantised` puts plain Linears and tables with the same weights in place of the quantised ones.
     """
     spec = folder.spec
-    decoder_choices = decoder_choices or [UNQUANTISED] * spec.num_hidden_layers
+    decoder_choices = decoder_choices or spec.stored_choices or [UNQUANTISED] * spec.num_hidden_layers
     if len(decoder_choices) != spec.num_hidden_layers:
         raise InputError(f"model {folder.path}: {spec.num_hidden_layers} layers, {len(decoder_choices)} choices")
     choices = [ends[0], *decoder_choices, ends[1]]
     layers = [load_layer(folder, position, choice, shards, dtype, device) for position, choice in enumerate(choices)]
     if dequantised:
         for layer in layers:
-            _dequantise(layer, dtype)
+            dequantise(layer, dtype)
     return LocalModel(spec, layers, dtype, device)
 
 
@@ -104,7 +104,8 @@ class LocalModel:
         return hidden
 
 
-def _dequantise(module: nn.Module, dtype: torch.dtype) -> None:
+def dequantise(module: nn.Module, dtype: torch.dtype) -> None:
+    """Put plain Linears and tables with the same weights in place of the quantised ones."""
     for name, child in module.named_children():
         if isinstance(child, QuantEmbedding):
             setattr(module, name, nn.Embedding.from_pretrained(child.dequantised(dtype).t()))
@@ -115,4 +116,4 @@ def _dequantise(module: nn.Module, dtype: torch.dtype) -> None:
             linear.bias = child.bias
             setattr(module, name, linear)
         else:
-            _dequantise(child, dtype)
+            dequantise(child, dtype)

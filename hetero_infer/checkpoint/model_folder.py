@@ -62,7 +62,8 @@ class ModelFolder:
     def tensor(self, name: str, dtype: torch.dtype | None = None, device: torch.device | str = "cpu") -> torch.Tensor:
         """A copy, cast to `dtype`; it does not keep the file mapped.
 
-        A name may stand in the files without its first component: checkpoints of the bare model lack it.
+        A name may stand in the files without its first component: checkpoints of the bare model lack it. What is asked
+        for as whole numbers must be stored as these.
         """
         found = next((known for known in (name, name.partition(".")[2]) if known in self._file_of), None)
         if found is None:
@@ -72,6 +73,10 @@ class ModelFolder:
             if not tensors.get_slice(found).get_shape():
                 raise InputError(f"model {self.path}: the tensor {name} is a single number")
             stored_type = tensors.get_slice(found)[:0].dtype
+        if dtype and not dtype.is_floating_point:
+            if stored_type != dtype:
+                raise InputError(f"model {self.path}: the tensor {name} is {stored_type}, not {dtype}")
+            return read_tensor(file, found, dtype, device)
         if not stored_type.is_floating_point:
             raise InputError(f"model {self.path}: the tensor {name} is {stored_type}, not floating point")
         tensor = read_tensor(file, found, dtype, device)

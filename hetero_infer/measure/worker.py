@@ -68,6 +68,7 @@ def _work(channel: WorkerChannel, survey: Survey, config: RunConfig, rank: int) 
             elif is_mine:
                 answer_messages(sender, device)
     spec = ModelSpec.from_folder(config.model)
+    config = config.for_model(spec)
     for timed_as, timer in survey.timers.items():
         with turns.next(is_mine=rank == timer, ends_it=True) as is_mine:
             if is_mine:

@@ -134,7 +134,7 @@ def _smaller(request: PlanRequest, what: str) -> Remedy | None:
 
 def _looser_limit(request: PlanRequest) -> Remedy | None:
     plan = least_loss_plan(request)
-    if plan is None or plan.quality is None:
+    if plan is None or plan.quality is None or request.model.stored_choices:
         return None
     needed = math.ceil(math.expm1(plan.quality.predicted) * 1e4) / 1e4
     looser = replace(request, omega_limit=math.log1p(needed), max_perplexity_increase=needed)
@@ -146,6 +146,8 @@ def _looser_limit(request: PlanRequest) -> Remedy | None:
 
 def _other_bits(request: PlanRequest) -> Remedy | None:
     """One choice more. Bits that the sensitivity lacks are judged by their memory, and that is said."""
+    if request.model.stored_choices:
+        return None
     bits = sorted(choice.bits for choice in request.choices)
     found = []
     for new in (Choice(n, DEFAULT_GROUP_SIZE if n < 16 else 0) for n in BITWIDTHS if n not in bits):

@@ -10,6 +10,7 @@ from hetero_infer.spec import Choice
 from hetero_infer.spec.model import Linear
 
 BLOCK_WEIGHTS = {"cpu": 2**16, "cuda": 2**22}  # dequantised at once: as the cache likes it, as launches cost
+PACKED = ("qweight", "qzeros", "scales", "g_idx")  # the buffers of a `QuantLinear`, stored as they are
 SMALLEST_SCALE = 2.0**-24  # above 0 in float16: a group of nearly 0 must not be divided by 0
 
 
@@ -53,6 +54,10 @@ class QuantLinear(nn.Module):
             weight[rows] = codes.sub_(self._zeros(groups, outputs)[group])
             weight[rows].mul_(self.scales[groups][:, outputs].to(dtype)[group])
         return weight
+
+    def zero_points(self) -> torch.Tensor:
+        """`[groups, out_features]`."""
+        return self._zeros(torch.arange(len(self.qzeros)), slice(None))
 
     def _zeros(self, groups: torch.Tensor, outputs: slice | torch.Tensor) -> torch.Tensor:
         """`[groups, outputs]`."""

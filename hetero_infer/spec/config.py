@@ -8,13 +8,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from hetero_infer.spec.choice import BITWIDTHS, Choice
+from hetero_infer.spec.choice import BITWIDTHS, DEFAULT_GROUP_SIZE, UNQUANTISED, Choice
 from hetero_infer.spec.cluster import Cluster, Link
 from hetero_infer.spec.errors import InputError, located
 from hetero_infer.spec.fields import nearest, read_value
 from hetero_infer.spec.files import read_text
 from hetero_infer.spec.links import LinkTable
-from hetero_infer.spec.model import TOKENIZER_FILES
+from hetero_infer.spec.model import TOKENIZER_FILES, ModelSpec
 from hetero_infer.spec.objective import Objective
 from hetero_infer.spec.workload import Workload
 
@@ -22,6 +22,7 @@ MODEL_FILES = ("config.json", "generation_config.json", "model.safetensors", *TO
 DEMO_MODEL = Path(__file__).parent.parent / "demo"
 DEFAULT_LINK = {"alpha_s": 1e-4, "bytes_per_s": 1e9}
 DECODER_BITS, END_BITS = BITWIDTHS, (16,)  # the choices where none are said
+DEFAULT_CHOICES = (*(Choice(bits, DEFAULT_GROUP_SIZE) for bits in DECODER_BITS if bits < 16), UNQUANTISED)
 REQUIRED = object()
 
 
@@ -133,6 +134,28 @@ class RunConfig:
         with located(where):
             config._refuse_contradictions()
         return config
+
+    def for_model(self, spec: ModelSpec) -> "RunConfig":
+        """Where the model is quantised already: with the choices it has, and without an allowance, for there is nothing
+        left that could be worse than it."""
+        if not spec.stored_choices:
+            return self
+        stored = sorted(set(spec.stored_choices))
+        if self.choices != DEFAULT_CHOICES and not set(stored) <= set(self.choices):
+            raise InputError(
+                f"[quality] choices: the model {self.model} is quantised already and has "
+                f"{', '.join(map(str, stored))}; leave choices out"
+            )
+        for name, choices in (("embedding", self.embedding_choices), ("head", self.head_choices)):
+            if UNQUANTISED not in choices:
+                raise InputError(
+                    f"[quality] {name}: the model {self.model} is quantised already and has it at 16 bits; leave "
+                    f"{name} out"
+                )
+        ends = (UNQUANTISED,)
+        return replace(
+            self, choices=tuple(stored), embedding_choices=ends, head_choices=ends, max_perplexity_increase=0.0
+        )
 
     def writing_to(self, name: str, path: Path | None) -> "RunConfig":
         """With `path`, if one was given, in place of the file or folder `name`."""

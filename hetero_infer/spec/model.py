@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from hetero_infer.spec.choice import UNQUANTISED, Choice
 from hetero_infer.spec.errors import InputError
 
 MOST_LAYERS = 4096
@@ -101,7 +102,8 @@ class ModelSpec:
     `tensors` maps each part to its tensors' stem in the model folder, with ``{}`` for the number of a decoder layer;
     a part that is not in it is a part that the model does not have. `biased` names the decoder Linears with a bias.
     `embedding_size` differs from `hidden_size` where the ends are projected. `sliding_windows[layer]` is how many of
-    the newest tokens a decoder layer sees, None for all; it is empty where every layer sees all.
+    the newest tokens a decoder layer sees, None for all; it is empty where every layer sees all. `stored_choices` are
+    those of the decoder layers where the model folder is quantised already; empty where it is not.
     """
 
     model_type: str
@@ -124,6 +126,7 @@ class ModelSpec:
     sliding_windows: tuple[int | None, ...] = ()
     norms_after: bool = False  # each norm after its residual sum, not before its block
     residual_is_normed: bool = False  # the residual of a block is its normed input
+    stored_choices: tuple[Choice, ...] = ()
 
     def __post_init__(self) -> None:
         if self.num_hidden_layers > MOST_LAYERS:
@@ -154,6 +157,16 @@ class ModelSpec:
         if isinstance(layer, int):
             return layer + 1
         return 0 if layer == "embedding" else self.num_layers - 1
+
+    def refuse_unlike_stored(self, layer: Layer, choice: Choice) -> None:
+        """What is quantised already has no other choice than the one it is stored at."""
+        if self.stored_choices:
+            stored = self.stored_choices[layer] if isinstance(layer, int) else UNQUANTISED
+            if choice != stored:
+                name = f"decoder layer {layer}" if isinstance(layer, int) else layer
+                raise InputError(
+                    f"{name} at {choice}: the model is quantised already and has it at {stored}; plan again"
+                )
 
     @cached_property
     def linears(self) -> dict[str, Linear]:

@@ -46,6 +46,13 @@ class SensitivityTable:
             for choice, value in self.of_kind(kind).items():
                 _refuse_odd(value, f"{kind} at {choice} bits")
 
+    @classmethod
+    def of_stored(cls, stored: Sequence[Choice], model_digest: str) -> "SensitivityTable":
+        """Of a model that is quantised already. What it lost by that is unknown; none of its layers may change."""
+        choices = tuple(sorted(set(stored)))
+        omega = tuple(tuple(float(choice != own) for choice in choices) for own in stored)
+        return cls("stored", model_digest, "", "layers other than stored", choices, omega)
+
     def of(self, layer: int, choice: Choice) -> float:
         return self.omega[layer][self.choices.index(choice)]
 

@@ -52,7 +52,11 @@ def in_its_config() -> Iterator[Mistake]:
     yield config("head_dim = 21: rotary embeddings need an even one", head_dim=21)
     yield config("hidden_act = 'relu6': ", hidden_act="relu6")
     yield config("tie_word_embeddings = 'no': true or false", tie_word_embeddings="no")
-    yield config("quantization_config = {'bits': 4}: give the unquantised model", quantization_config={"bits": 4})
+    yield config("quant_method = None: this version reads 'gptq' only", quantization_config={"bits": 4})
+    gptq = {"quant_method": "gptq", "bits": 4, "group_size": 64}
+    yield config("quant_method = 'awq': this version", quantization_config=gptq | {"quant_method": "awq"})
+    yield config("bits = 2: choose from 3, 4, 8, 16", quantization_config=gptq | {"bits": 2})
+    yield config("lm_head = True: a quantised head is not read", quantization_config=gptq | {"lm_head": True})
     yield Mistake(
         "the field 'vocab_size' is missing",
         "config",

@@ -226,7 +226,7 @@ def explain(plan: Plan, request: PlanRequest) -> Explanation:
         memory=memory,
         quality=QualityFinding(
             used=changes.omega,
-            limit=limit if math.isfinite(limit) else None,
+            limit=limit if math.isfinite(limit) and not request.model.stored_choices else None,
             tolerance=QUALITY_TOLERANCE * max(max(row) for row in request.sensitivity.omega),
             unit=request.sensitivity.unit,
             fewer_bits=changes.fewer_bits([finding.device for finding in memory if finding.binds]),

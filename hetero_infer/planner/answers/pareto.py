@@ -107,6 +107,9 @@ def _swept(request: PlanRequest, each_s: float, gap: float) -> Iterator[Plan | N
         limited = replace(request, omega_limit=limit, max_perplexity_increase=math.expm1(min(limit, LARGEST_LOSS)))
         return plan_or_why(limited, time_limit_s=each_s, gap=gap)
 
+    if request.model.stored_choices:  # its bits are what they are
+        yield at(request.omega_limit)
+        return
     yield (fastest := at(math.inf))
     least = least_loss_plan(request)
     if least is None or least.quality is None:

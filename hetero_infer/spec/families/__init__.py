@@ -3,12 +3,14 @@
 import difflib
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from hetero_infer.spec.errors import InputError
 from hetero_infer.spec.families.bloom import bloom
 from hetero_infer.spec.families.config import ModelConfig
+from hetero_infer.spec.families.gptq import stored_choices
 from hetero_infer.spec.families.llama import llama
 from hetero_infer.spec.families.opt import opt
 from hetero_infer.spec.files import read_text
@@ -25,7 +27,8 @@ FAMILIES = {
 
 
 def read_model(folder: Path) -> ModelSpec:
-    """Of a Hugging Face model folder. Where there is a ``generation_config.json``, it says what ends a text."""
+    """Of a Hugging Face model folder. Where there is a ``generation_config.json``, it says what ends a text; a
+    ``quantize_config.json`` is auto-gptq's, which used to write nothing about it elsewhere."""
     path = folder / "config.json"
     if not path.exists():
         raise InputError(f"model {folder}: no config.json there; [model] path names a Hugging Face model folder")
@@ -33,6 +36,9 @@ def read_model(folder: Path) -> ModelSpec:
     generation = folder / "generation_config.json"
     if generation.exists() and (ids := ModelConfig(_json_object(generation), str(generation)).eos_token_ids()):
         config["eos_token_id"] = list(ids)
+    gptq = folder / "quantize_config.json"
+    if gptq.exists():
+        config.setdefault("quantization_config", {"quant_method": "gptq"} | _json_object(gptq))
     return spec_of(config, str(path))
 
 
@@ -43,9 +49,9 @@ def spec_of(config: Mapping[str, Any], where: str) -> ModelSpec:
         nearest = difflib.get_close_matches(str(model_type), FAMILIES, 1)
         hint = f" (did you mean {nearest[0]}?)" if nearest else ""
         raise reader.refusal("model_type", f"this version runs {', '.join(FAMILIES)}{hint}")
-    reader.refuse_unless("quantization_config", None, "give the unquantised model; it is quantised here")
     try:
-        return FAMILIES[model_type](reader)
+        spec = FAMILIES[model_type](reader)
+        return replace(spec, stored_choices=stored_choices(reader, spec))
     except InputError as error:
         raise error if where in str(error) else InputError(f"model config {where}: {error}") from error
 
