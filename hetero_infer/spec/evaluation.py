@@ -16,6 +16,7 @@ from hetero_infer.spec.errors import InputError
 from hetero_infer.spec.files import digest_of
 
 MAX_CONTEXT_TOKENS = 512
+MOST_NATS = 709  # e to the power of more is no float
 
 
 @dataclass(frozen=True)
@@ -109,13 +110,11 @@ class Evaluation:
         """From the nats of each window's scored tokens, in order."""
         total, scored_tokens, scored_bytes = 0.0, 0, 0.0
         for window, losses in zip(self.windows, nats, strict=True):
-            for position, loss in enumerate(losses, window.first_scored):
-                if not math.isfinite(loss):
-                    raise InputError(
-                        f"text {self.text.path}: the model gives its token {position}, which ends at byte "
-                        f"{self.text.ends[position]:.0f}, a probability that is no number ({-loss}); a weight is "
-                        "broken, or too large for the device's floats"
-                    )
+            if not all(map(math.isfinite, losses)):
+                raise InputError(
+                    f"text {self.text.path}: for its tokens {window.start} to {window.stop - 1} the model gives "
+                    "probabilities that are no numbers; a weight is broken, or too large for the device's floats"
+                )
             total += math.fsum(losses)
             scored_tokens += window.stop - window.first_scored
             scored_bytes += self.text.ends[window.stop - 1] - self.text.ends[window.first_scored - 1]
@@ -142,7 +141,7 @@ class Perplexity:
 
     @property
     def perplexity(self) -> float:
-        return math.exp(self.nats_per_token)
+        return math.exp(self.nats_per_token) if self.nats_per_token < MOST_NATS else math.inf
 
     @property
     def bits_per_byte(self) -> float:
