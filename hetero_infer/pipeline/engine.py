@@ -129,9 +129,9 @@ class HeteroPipelineEngine(PipelineEngine):
                 rows = self.module(self.message.rows, self.message.batch, self.cache)
                 self.message = replace(self.message, rows=rows)
                 if self.is_last_stage():
-                    self._exec_head()
+                    self._run_head()
 
-    def _exec_head(self) -> None:
+    def _run_head(self) -> None:
         batch = self.message.batch
         logits = partial(self.module.logits, batch=batch, cache=self.cache)
         rows_at_once = padded_row_count(max(self.prefill_micro_batch_size, self.decode_micro_batch_size))
