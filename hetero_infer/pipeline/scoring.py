@@ -14,7 +14,7 @@ def prompt_logprobs(
     """Of each sequence of `message` that asks for them: of its prompt's tokens but the first, each given those before.
 
     `message.rows` are hidden states `[live_rows, hidden_size]`, of which `logits` makes `[rows, vocab_size]`. A prompt
-    has many more rows than the tokens that are sampled, so the head gets only so many at once as the plan counts.
+    has many more rows than tokens are sampled in a micro-batch, and the plan counts logits of those only.
     """
     batch = message.batch
     scored: list[tuple[float, ...]] = [()] * batch.num_sequences
