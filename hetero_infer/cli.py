@@ -6,7 +6,7 @@ import math
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -313,7 +313,9 @@ def _evaluate(args: argparse.Namespace) -> int:
     from hetero_infer.checkpoint.local_model import single_process_model
     from hetero_infer.checkpoint.model_folder import ModelFolder
     from hetero_infer.checkpoint.shards import ShardStore
+    from hetero_infer.measure.agreement import greedy_answers, measure_agreement
     from hetero_infer.measure.perplexity import measure_perplexity
+    from hetero_infer.report import agreement_text, perplexity_table
 
     config = RunConfig.load(args.config)
     folder = ModelFolder(config.model)
@@ -325,15 +327,17 @@ def _evaluate(args: argparse.Namespace) -> int:
         prepare.refuse_other_model(fleet, path, config, folder.digest)
         shards = None if folder.spec.stored_choices else ShardStore.of_model(args.checkpoint, folder.digest)
         choices, ends = plan.decoder_choices, (plan.embedding_choice, plan.head_choice)
+    prompts = prepare.prompts_of(args.agreement, folder) if args.agreement else []
+    answers = greedy_answers(single_process_model(folder), prompts) if prompts else []  # first: one model in memory
     model = single_process_model(folder, choices, shards, ends=ends)
-    found = measure_perplexity(model, folder, args.text or config.text)
-    facts = asdict(found) | {"perplexity": found.perplexity, "bits_per_byte": found.bits_per_byte}
-    _show(
-        args,
-        facts,
-        f"perplexity {found.perplexity:.4f}, {found.bits_per_byte:.4f} bits per byte "
-        f"({found.scored_tokens} tokens, windows of {found.context_tokens})",
-    )
+    text = args.text or config.text
+    found = measure_perplexity(model, folder, text, args.context, args.stride, progress=not args.json)
+    facts, said = found.to_json(), [perplexity_table(found, text)]
+    if prompts:
+        agreement = measure_agreement(model, prompts, answers)
+        facts["agreement"] = agreement.to_json()
+        said.append(agreement_text(agreement))
+    _show(args, facts, "\n".join(said))
     return 0
 
 
@@ -416,11 +420,14 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--devices", type=list_of_names, help="only for the stages on these, like node-a:0,node-b:2")
     sub.add_argument("--export-hf", type=Path, metavar="DIR", help="write the model there for other engines")
     sub.add_argument("--replica", **of_several)
-    sub = verb("evaluate", _evaluate, "perplexity in one process, of the plan's layers or unquantised")
+    sub = verb("evaluate", _evaluate, "perplexity of a text in one process, of the plan's layers or unquantised")
     sub.add_argument("checkpoint", type=Path, nargs="?", help="checkpoint folder; without it the model is unquantised")
     sub.add_argument("--plan", type=Path, help="whose choices are evaluated (default: as the config says)")
     sub.add_argument("--replica", **of_several)
     sub.add_argument("--text", type=Path, help="(default: as the config says)")
+    sub.add_argument("--context", type=int, metavar="TOKENS", help="of a window (default: 512, or what the model has)")
+    sub.add_argument("--stride", type=int, metavar="TOKENS", help="from window to window (default: the context)")
+    sub.add_argument("--agreement", type=Path, metavar="FILE", help="and of greedy tokens: a text, or batch lines")
     sub = verb("bench", _bench, "measure the planner beside what is published; prints tables and keeps them")
     sub.add_argument("of", choices=["planner"], metavar="planner")
     sub.add_argument("--only", type=lambda text: text.split(","), default=[], help="sections, like reality,clusters")

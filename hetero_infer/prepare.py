@@ -33,6 +33,7 @@ from hetero_infer.spec.requests import RealRequests, RequestLengths, average, lo
 if TYPE_CHECKING:
     from hetero_infer.checkpoint.model_folder import ModelFolder
     from hetero_infer.checkpoint.text import CalibrationWindows
+    from hetero_infer.measure.agreement import Prompt
     from hetero_infer.planner.request import PlanRequest
     from hetero_infer.planner.requests import Proposal
 
@@ -53,6 +54,24 @@ def real_requests(config: RunConfig) -> RealRequests:
             f"most {most.prompt_tokens} tokens, and {most.cache_tokens + 1} with its answer"
         )
     return found
+
+
+def prompts_of(path: Path, folder: "ModelFolder") -> "list[Prompt]":
+    """What answers are compared on: a batch file's requests (``.jsonl``), or pieces of a text."""
+    from hetero_infer.measure.agreement import prompts_of_text
+    from hetero_infer.serving.batch_file import read_lines
+    from hetero_infer.serving.served_model import ServedModel
+
+    if path.suffix != ".jsonl":
+        return prompts_of_text(folder, path)
+    model = ServedModel.of_lengths(folder.path, Workload(1, folder.spec.max_position_embeddings, 1))
+    lines = list(read_lines(read_text(path, "requests").encode(), model))
+    for line in lines:
+        if line.error:
+            raise InputError(f"requests {path}: {line.error}")
+    if not lines:
+        raise InputError(f"requests {path}: there are none")
+    return [(line.request.prompt, line.request.max_tokens) for line in lines if line.request]
 
 
 def _read_requests(path: Path, model_folder: Path, most: Workload) -> RealRequests:

@@ -5,13 +5,16 @@ import math
 import textwrap
 from collections import Counter
 from collections.abc import Collection, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hetero_infer.cost.latency import SPEC_SHEET, LatencyModel
 from hetero_infer.spec import Choice, Cluster, Device, Fleet, Link, Phase, Plan
+from hetero_infer.spec.evaluation import Perplexity
 from hetero_infer.spec.plan import SolverReport, num_micro_batches
 
 if TYPE_CHECKING:
+    from hetero_infer.measure.agreement import Agreement
     from hetero_infer.planner.answers.explain import Explanation
     from hetero_infer.planner.answers.pareto import Front
     from hetero_infer.planner.answers.what_if import WhatIf
@@ -293,6 +296,28 @@ def increase_words(increase: float) -> str:
 def duration(seconds: float) -> str:
     """In seconds, or in ms where it is short."""
     return f"{seconds:.2f} s" if seconds >= 0.1 else f"{seconds * 1e3:.1f} ms"
+
+
+def perplexity_table(found: Perplexity, text: Path) -> str:
+    """Of a text: the figures, and what they are of."""
+    return "\n".join(
+        labelled(*fact)
+        for fact in (
+            ("perplexity", f"{found.perplexity:.4f}, {found.bits_per_byte:.4f} bits per byte"),
+            ("scored", f"{found.scored_tokens} tokens, {found.scored_bytes:.0f} bytes"),
+            ("windows", f"of {found.context_tokens} tokens, {found.stride_tokens} after each other"),
+            ("text", f"{text}, digest {found.text_digest}"),
+        )
+    )
+
+
+def agreement_text(found: "Agreement") -> str:
+    return labelled(
+        "agreement",
+        f"{found.same_share:.2%} of the {found.answer_tokens} tokens of the unquantised model's answers, greedy, "
+        f"{found.mean_common_tokens:.1f} tokens up to the first other one; {found.same_answers} of {found.answers} "
+        "answers are the same",
+    )
 
 
 def labelled(label: str, text: str) -> str:

@@ -303,6 +303,25 @@ def test_a_plan_with_a_quantised_head_is_checked_quantised_and_evaluated(
     assert losses[0] != losses[1]
 
 
+def test_evaluate_says_what_it_scored_and_how_far_greedy_answers_agree(
+    run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (run.path / "short.txt").write_text("It was a bright cold day in April. " * 4)
+    asked = ("evaluate", "--text", run.path / "short.txt", "--context", 16, "--stride", 5)
+    assert run(*asked, "--json") == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["context_tokens"], facts["stride_tokens"], len(facts["text_digest"])) == (16, 5, 16)
+    assert facts["scored_bytes"] < 140 and "agreement" not in facts
+    line = {"custom_id": "a", "method": "POST", "url": "/v1/completions", "body": {"prompt": "It", "max_tokens": 3}}
+    (run.path / "prompts.jsonl").write_text(json.dumps(line))
+    for prompts, answers in (("short.txt", "1 of 1"), ("prompts.jsonl", "1 of 1")):
+        assert run(*asked, "--agreement", run.path / prompts) == 0
+        said = capsys.readouterr().out
+        assert f"perplexity  {facts['perplexity']:.4f}, {facts['bits_per_byte']:.4f} bits per byte" in said
+        assert "windows     of 16 tokens, 5 after each other" in said
+        assert "agreement   100.00%" in said and f"{answers} answers are the same" in said
+
+
 def test_explain_says_what_binds_of_the_plan_that_was_made(
     run: Run, plan_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

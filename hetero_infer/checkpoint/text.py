@@ -11,6 +11,7 @@ from tokenizers import Tokenizer
 from hetero_infer.checkpoint.model_folder import ModelFolder
 from hetero_infer.spec import InputError
 from hetero_infer.spec.errors import brief
+from hetero_infer.spec.evaluation import TokenisedText
 from hetero_infer.spec.files import digest_of, read_text
 from hetero_infer.spec.model import TOKENIZER_FILES
 
@@ -20,6 +21,10 @@ WINDOW_TOKENS = 256
 
 def read_tokens(folder: ModelFolder, text: Path) -> torch.Tensor:
     """The whole text file as token ids, int64 `[tokens]`."""
+    return torch.tensor(read_tokenised(folder, text).tokens, dtype=torch.int64)
+
+
+def read_tokenised(folder: ModelFolder, text: Path) -> TokenisedText:
     if not any((folder.path / name).exists() for name in TOKENIZER_FILES):
         raise InputError(f"model {folder.path}: no tokenizer there, so the text {text} can't be read with it")
     try:
@@ -28,24 +33,26 @@ def read_tokens(folder: ModelFolder, text: Path) -> torch.Tensor:
         raise InputError(
             f"model {folder.path}: its tokenizer cannot be loaded ({brief(error)}), so the text {text} can't be read"
         ) from error
-    tokens = torch.tensor(encode(read_text(text, "text")), dtype=torch.int64)
-    if len(tokens) and tokens.max() >= folder.spec.vocab_size:
-        raise InputError(
-            f"model {folder.path}: its tokenizer gives the id {tokens.max()} for the text {text}, and the model has "
-            f"{folder.spec.vocab_size}; put the tokenizer there that belongs to it"
-        )
-    return tokens
+    content = read_text(text, "text")
+    tokens, ends = encode(content)
+    return TokenisedText.of(text, content, tokens, ends, model=folder.path, vocab_size=folder.spec.vocab_size)
 
 
-def _encoder(path: Path) -> Callable[[str], list[int]]:
-    """From ``tokenizer.json``, else by transformers from the files of the tokenizer's own kind."""
+def _encoder(path: Path) -> Callable[[str], tuple[list[int], list[int] | None]]:
+    """From ``tokenizer.json``, else by transformers from the files of the tokenizer's own kind, which do not tell where
+    in the text a token ends."""
     if (path / "tokenizer.json").exists():
         fast = Tokenizer.from_file(str(path / "tokenizer.json"))
-        return lambda text: fast.encode(text, add_special_tokens=False).ids
+
+        def encode(text: str) -> tuple[list[int], list[int]]:
+            encoding = fast.encode(text, add_special_tokens=False)
+            return encoding.ids, [end for _, end in encoding.offsets]
+
+        return encode
     from transformers import AutoTokenizer  # late: what runs a model does without
 
     slow = AutoTokenizer.from_pretrained(path, use_fast=False, local_files_only=True, trust_remote_code=False)
-    return lambda text: slow.encode(text, add_special_tokens=False, verbose=False)
+    return lambda text: (slow.encode(text, add_special_tokens=False, verbose=False), None)
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,7 +6,7 @@
 from hetero_infer.spec.workload import Phase
 
 HEADER_BYTES, SEQUENCE_BYTES, HEADER_BLOCK_BYTES = 12, 12, 64
-SAMPLING_BYTES, PROMPT_TOKEN_BYTES = 64, 4  # only in prefill
+SAMPLING_BYTES, PROMPT_TOKEN_BYTES = 68, 4  # only in prefill
 TOKEN_BYTES, TOKEN_HEADER_BYTES = 8, 32
 
 

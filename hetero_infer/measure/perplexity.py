@@ -1,55 +1,40 @@
-"""Perplexity of a text under a model: the quality that a plan is held to."""
+"""Perplexity of a text under a model in one process: the quality that a plan is held to."""
 
-import math
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from torch.nn.functional import cross_entropy
+from tqdm import tqdm
 
 from hetero_infer.checkpoint.local_model import LocalModel
 from hetero_infer.checkpoint.model_folder import ModelFolder
-from hetero_infer.checkpoint.text import read_tokens
-from hetero_infer.spec import InputError
-from hetero_infer.spec.files import read_text
-
-MAX_CONTEXT_TOKENS = 512
-
-
-@dataclass(frozen=True)
-class Perplexity:
-    """Mean loss over `scored_tokens`, the text being cut into windows of `context_tokens` that begin without a past.
-
-    The first token of a window is given, not predicted. `bytes_per_token` is the whole text's.
-    """
-
-    nats_per_token: float
-    bytes_per_token: float
-    scored_tokens: int
-    context_tokens: int
-
-    @property
-    def perplexity(self) -> float:
-        return math.exp(self.nats_per_token)
-
-    @property
-    def bits_per_byte(self) -> float:
-        return self.nats_per_token / math.log(2) / self.bytes_per_token
+from hetero_infer.checkpoint.text import read_tokenised
+from hetero_infer.spec.evaluation import Evaluation, Perplexity
 
 
 def measure_perplexity(
-    model: LocalModel, folder: ModelFolder, text: Path, context_tokens: int | None = None
+    model: LocalModel,
+    folder: ModelFolder,
+    text: Path,
+    context_tokens: int | None = None,
+    stride_tokens: int | None = None,
+    progress: bool = False,
 ) -> Perplexity:
-    """Of the whole text, window after window; `folder` has the tokenizer."""
-    context_tokens = context_tokens or min(MAX_CONTEXT_TOKENS, model.spec.max_position_embeddings)
-    tokens = read_tokens(folder, text)
-    windows = [window for window in tokens.split(context_tokens) if len(window) > 1]
-    if not windows:
-        raise InputError(f"text {text}: it has {len(tokens)} tokens; perplexity needs at least 2")
-    scored = sum(len(window) - 1 for window in windows)
-    total = sum(mean_loss(model, window[None]) * (len(window) - 1) for window in windows)
-    num_bytes = len(read_text(text, "text").encode())
-    return Perplexity(total / scored, num_bytes / len(tokens), scored, context_tokens)
+    """Of the whole text, window after window (`Evaluation`); `folder` has the tokenizer."""
+    most_tokens = model.spec.max_position_embeddings
+    evaluation = Evaluation.of(read_tokenised(folder, text), most_tokens, context_tokens, stride_tokens)
+    return evaluation.perplexity(_nats(model, evaluation, progress))
+
+
+def _nats(model: LocalModel, evaluation: Evaluation, progress: bool) -> Iterator[list[float]]:
+    """Of each window's scored tokens."""
+    tokens = torch.tensor(evaluation.text.tokens)
+    for window in tqdm(evaluation.windows, desc="evaluate", unit="window", disable=None if progress else True):
+        scored = slice(window.first_scored - window.start - 1, -1)  # each is predicted at the token before it
+        logits = model.logits(tokens[None, window.start : window.stop])[0, scored].float()
+        targets = tokens[window.first_scored : window.stop].to(model.device)
+        yield cross_entropy(logits, targets, reduction="none").tolist()
 
 
 def mean_loss(model: LocalModel, windows: torch.Tensor) -> float:

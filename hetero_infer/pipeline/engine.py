@@ -3,12 +3,14 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from deepspeed.runtime.config import DeepSpeedConfig
 from deepspeed.runtime.pipe.engine import PipelineEngine
 
 from hetero_infer.models import KVCache
+from hetero_infer.models.micro_batch import padded_row_count
 from hetero_infer.pipeline import instructions
 from hetero_infer.pipeline.generation import GenerationBatch, Sequence
 from hetero_infer.pipeline.message import Message, MessageFormat
@@ -16,6 +18,7 @@ from hetero_infer.pipeline.module import PlannedPipelineModule
 from hetero_infer.pipeline.pace import Pace
 from hetero_infer.pipeline.sampling import Sampled, Sampler
 from hetero_infer.pipeline.schedules import DecodeSchedule, PrefillSchedule
+from hetero_infer.pipeline.scoring import prompt_logprobs
 from hetero_infer.pipeline.transport import ActivationChannel, TokenRing
 from hetero_infer.spec import Phase
 from hetero_infer.spec.plan import micro_batch_ranges
@@ -54,11 +57,12 @@ class HeteroPipelineEngine(PipelineEngine):
         self.prefill_micro_batch_size = prefill_micro_batch_size
         self.decode_micro_batch_size = decode_micro_batch_size
         self.channel = ActivationChannel(format, self.stage_id, self.num_stages, self.device)
-        self.ring = TokenRing(self.stage_id, self.num_stages, max(format.max_sequences.values()))
+        self.ring = TokenRing(self.stage_id, self.num_stages, format)
         self.sampler = Sampler()  # of the last stage
         self.pace = Pace(slowdown)
         self.batch: GenerationBatch | None = None  # of the first stage
         self.message: Message | None = None  # what this stage works on
+        self.prompt_logprobs: list[tuple[float, ...]] = []  # by the last stage, of what it works on
         self.sampled: list[Sampled] = []  # by the last stage
         self.retired: set[int] = set()
         self.prefill_ended_s = 0.0
@@ -123,13 +127,24 @@ class HeteroPipelineEngine(PipelineEngine):
         if not self.message.retires:
             with self.pace.computing():
                 rows = self.module(self.message.rows, self.message.batch, self.cache)
-            self.message = replace(self.message, rows=rows)
+                self.message = replace(self.message, rows=rows)
+                if self.is_last_stage():
+                    self._run_head()
+
+    def _run_head(self) -> None:
+        batch = self.message.batch
+        logits = partial(self.module.logits, batch=batch, cache=self.cache)
+        rows_at_once = padded_row_count(max(self.prefill_micro_batch_size, self.decode_micro_batch_size))
+        self.prompt_logprobs = prompt_logprobs(self.message, logits, rows_at_once)
+        self.message = replace(self.message, rows=logits(self.message.rows[batch.last_rows]))
 
     def _exec_send_message(self, phase: Phase, micro_batch: int) -> None:
         self.channel.send(self.message)
 
     def _exec_sample_tokens(self, phase: Phase, micro_batch: int) -> None:
-        self.sampled = [] if self.message.retires else self.sampler.sample(self.message)
+        sampled = [] if self.message.retires else self.sampler.sample(self.message)
+        scored = zip(sampled, self.prompt_logprobs, strict=False)  # those of a retired micro-batch are another's
+        self.sampled = [replace(choice, prompt_logprobs=logprobs) for choice, logprobs in scored]
 
     def _exec_send_tokens(self, phase: Phase, micro_batch: int) -> None:
         self.ring.send(phase, micro_batch, self.sampled)

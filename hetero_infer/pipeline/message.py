@@ -17,7 +17,7 @@ from hetero_infer.spec.sampling import Sampling
 
 HEADER = struct.Struct("<3i")  # phase, micro-batch, sequences
 SEQUENCE = struct.Struct("<3i")  # slot, past tokens, new tokens
-SAMPLING = struct.Struct("<2dqi4di")  # the fields of `Sampling` in their order; logprobs -1 for None
+SAMPLING = struct.Struct("<2dqi4d2i")  # the fields of `Sampling` in their order; logprobs -1 for None
 TOKEN_ID = torch.int32
 PHASES = (Phase.PREFILL, Phase.DECODE)
 ALIGNMENT = 64  # bytes; where the rows begin
@@ -119,10 +119,10 @@ def header_bytes(phase: Phase, sequences: int, rows: int) -> int:
 
 
 def _packed(sampling: Sampling) -> bytes:
-    *numbers, logprobs = astuple(sampling)
-    return SAMPLING.pack(*numbers, -1 if logprobs is None else logprobs)
+    *numbers, logprobs, prompt_logprobs = astuple(sampling)
+    return SAMPLING.pack(*numbers, -1 if logprobs is None else logprobs, prompt_logprobs)
 
 
 def _unpacked(record: tuple[float, ...]) -> Sampling:
-    *numbers, logprobs = record
-    return Sampling(*numbers, None if logprobs < 0 else logprobs)
+    *numbers, logprobs, prompt_logprobs = record
+    return Sampling(*numbers, None if logprobs < 0 else logprobs, bool(prompt_logprobs))

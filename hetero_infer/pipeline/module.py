@@ -38,12 +38,12 @@ class PlannedPipelineModule(PipelineModule):
         self._set_bounds(self.bounds[self.stage_id], self.bounds[self.stage_id + 1])
 
     def forward(self, rows: torch.Tensor, batch: MicroBatch, cache: KVCache) -> torch.Tensor:
-        """Of this stage: `[live_rows, …]` to `[live_rows, hidden_size]`, or to logits `[sequences, vocab_size]`."""
+        """Of this stage, but for the head: `[live_rows, …]` to `[live_rows, hidden_size]`."""
         hidden = pad_rows(rows)
-        live = batch.live_rows
-        for index, layer in enumerate(self.forward_funcs, self._local_start):
-            if index == self._num_layers - 1:
-                hidden = pad_rows(hidden[batch.last_rows])
-                live = batch.num_sequences
+        for layer in self.forward_funcs[: self._num_layers - 1 - self._local_start]:
             hidden = layer(hidden, batch, cache)
-        return hidden[:live]
+        return hidden[: batch.live_rows]
+
+    def logits(self, hidden: torch.Tensor, batch: MicroBatch, cache: KVCache) -> torch.Tensor:
+        """Of the last stage: some rows of `forward`'s, to `[rows, vocab_size]`."""
+        return self.forward_funcs[-1](pad_rows(hidden), batch, cache)[: len(hidden)]

@@ -18,10 +18,14 @@ from hetero_infer.spec.sampling import Sampling
 
 @dataclass(frozen=True)
 class Sampled:
-    """A token; and where they were asked for, pairs of token and log-probability: its own, then the likeliest ones'."""
+    """A token; and where they were asked for, pairs of token and log-probability: its own, then the likeliest ones'.
+
+    With the first token come the log-probabilities of its prompt, where those were asked for.
+    """
 
     token: int
     logprobs: tuple[tuple[int, float], ...] | None = None
+    prompt_logprobs: tuple[float, ...] = ()
 
 
 @dataclass

@@ -15,7 +15,7 @@ from hetero_infer.spec.sampling import MOST_LOGPROBS
 
 BUFFERS = 2  # per direction: one on its way while the other is worked on
 TOKEN_HEADER = 4  # numbers before the tokens: is decode, micro-batch, tokens, numbers after the tokens
-MOST_LOGPROB_NUMBERS = 1 + 2 * (1 + MOST_LOGPROBS)  # of a token: how many pairs, and the pairs
+MOST_LOGPROB_NUMBERS = 2 + 2 * (1 + MOST_LOGPROBS)  # of a token: how many pairs, the pairs, how many of its prompt
 
 
 class ActivationChannel:
@@ -85,9 +85,10 @@ class TokenRing:
     deadlock, and tokens are wanted in host memory anyway.
     """
 
-    def __init__(self, stage: int, num_stages: int, max_sequences: int) -> None:
+    def __init__(self, stage: int, num_stages: int, format: MessageFormat) -> None:
         self.num_stages = num_stages
-        self.max_sequences = max_sequences
+        max_sequences = max(format.max_sequences.values())
+        self.most_numbers = TOKEN_HEADER + max_sequences * (1 + MOST_LOGPROB_NUMBERS) + format.max_rows[Phase.PREFILL]
         self.group = torch.distributed.new_group(backend="gloo")
         self._sending: deque[tuple[torch.distributed.Work, torch.Tensor]] = deque()
         self._local: deque[torch.Tensor] = deque()  # of a pipeline of one stage
@@ -102,8 +103,7 @@ class TokenRing:
             self._sending.append((torch.distributed.isend(content, 0, group=self.group), content))
 
     def receive(self, phase: Phase, micro_batch: int) -> list[Sampled]:
-        most_numbers = TOKEN_HEADER + self.max_sequences * (1 + MOST_LOGPROB_NUMBERS)
-        content = torch.empty(most_numbers, dtype=torch.int64)
+        content = torch.empty(self.most_numbers, dtype=torch.int64)
         if self.num_stages == 1:
             content = self._local.popleft()
         else:
@@ -124,12 +124,13 @@ class TokenRing:
 
 
 def pack_tokens(phase: Phase, micro_batch: int, sampled: list[Sampled]) -> torch.Tensor:
-    """int64: a header, the tokens, and if one has log-probabilities, per token how many pairs and these, in float64."""
+    """int64: a header, the tokens, and if one has log-probabilities, in float64 per token: how many pairs, these, how
+    many of its prompt, and these."""
     numbers: list[float] = []
-    if any(choice.logprobs for choice in sampled):
+    if any(choice.logprobs or choice.prompt_logprobs for choice in sampled):
         for choice in sampled:
-            pairs = choice.logprobs or ()
-            numbers += [len(pairs), *itertools.chain(*pairs)]
+            pairs, of_prompt = choice.logprobs or (), choice.prompt_logprobs
+            numbers += [len(pairs), *itertools.chain(*pairs), len(of_prompt), *of_prompt]
     tokens = [choice.token for choice in sampled]
     head = torch.tensor([phase is Phase.DECODE, micro_batch, len(tokens), len(numbers), *tokens], dtype=torch.int64)
     return torch.cat([head, torch.tensor(numbers, dtype=torch.float64).view(torch.int64)])
@@ -141,10 +142,10 @@ def unpack_tokens(content: torch.Tensor) -> tuple[Phase, int, list[Sampled]]:
     tokens_end = TOKEN_HEADER + num_tokens
     tokens = content[TOKEN_HEADER:tokens_end].tolist()
     numbers = iter(content[tokens_end : tokens_end + num_numbers].view(torch.float64).tolist())
-    logprobs = [_pairs(numbers) if num_numbers else None for _ in tokens]
-    return Phase.DECODE if is_decode else Phase.PREFILL, micro_batch, list(map(Sampled, tokens, logprobs))
+    sampled = [Sampled(token, *(_logprobs(numbers) if num_numbers else ())) for token in tokens]
+    return Phase.DECODE if is_decode else Phase.PREFILL, micro_batch, sampled
 
 
-def _pairs(numbers: Iterator[float]) -> tuple[tuple[int, float], ...] | None:
-    count = int(next(numbers))
-    return tuple((int(next(numbers)), next(numbers)) for _ in range(count)) or None
+def _logprobs(numbers: Iterator[float]) -> tuple[tuple[tuple[int, float], ...] | None, tuple[float, ...]]:
+    pairs = tuple((int(next(numbers)), next(numbers)) for _ in range(int(next(numbers))))
+    return pairs or None, tuple(next(numbers) for _ in range(int(next(numbers))))

@@ -95,8 +95,10 @@ def _generate(channel: WorkerChannel, engine: Any, requests: list[dict[str, Any]
     }
 
     def report(sequence: Sequence) -> None:
-        event = {"event": "tokens", "request": sequence.request, "tokens": [sequence.sampled.token]}
-        channel.send(event | ({"logprobs": [sequence.sampled.logprobs]} if sequence.sampled.logprobs else {}))
+        sampled = sequence.sampled
+        event = {"event": "tokens", "request": sequence.request, "tokens": [sampled.token]}
+        event |= {"logprobs": [sampled.logprobs]} if sampled.logprobs else {}
+        channel.send(event | ({"prompt_logprobs": sampled.prompt_logprobs} if sampled.prompt_logprobs else {}))
         if sequence.finish_reason:
             channel.send({"event": "finished", "request": sequence.request, "reason": sequence.finish_reason})
         while command := channel.receive(timeout_s=0):

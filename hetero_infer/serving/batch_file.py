@@ -164,13 +164,12 @@ class BatchJob:
         self, lines: list[BatchLine], engine: EngineClient, model: ServedModel, progress: Progress, part: TextIO
     ) -> int:
         """Write the answers in input order; returns how many lines failed."""
-        failed = new_tokens = 0
+        failed = 0
         async for line, completion in _answered_in_order(lines, engine):
             failed += completion is None
-            new_tokens += len(completion.tokens) if completion else 0
             part.write(json.dumps(line.answer(completion, model), ensure_ascii=False) + "\n")
             part.flush()
-            progress.advance(new_tokens)
+            progress.advance(len(completion.tokens) if completion else 0)
         os.fsync(part.fileno())
         return failed
 

@@ -17,7 +17,8 @@ class Completion:
     """`finish_reason` is "stop" after a stop token or a stop string, else "length".
 
     `text` ends before the stop string, `tokens` with the token that completed it. `text_offsets` say of each token
-    where in `text` it begins; `logprobs` is None where nobody asked. `fingerprint` is that of the plan that made it.
+    where in `text` it begins; `logprobs` is None where nobody asked. `prompt_logprobs`, if asked for, are those of the
+    prompt's tokens but the first. `fingerprint` is that of the plan that made it.
     """
 
     prompt_tokens: int
@@ -26,6 +27,7 @@ class Completion:
     text: str = ""
     text_offsets: tuple[int, ...] = ()
     logprobs: tuple[TokenLogprobs, ...] | None = None
+    prompt_logprobs: tuple[float, ...] = ()
     fingerprint: str = ""
 
 

@@ -61,9 +61,11 @@ class _Sequence:
         self.future: asyncio.Future[Completion] = asyncio.get_running_loop().create_future()
         self._transcript = Transcript(model.tokenizer, request.prompt, request.stop)
         self._logprobs: list[TokenLogprobs] | None = None if request.sampling.logprobs is None else []
+        self._prompt_logprobs: tuple[float, ...] = ()
 
     def add(self, event: dict[str, Any]) -> bool:
         """More tokens; True if a stop string is complete with them, which finishes the sequence."""
+        self._prompt_logprobs += tuple(event.get("prompt_logprobs", ()))
         for position, token in enumerate(event["tokens"]):
             if self.future.done():  # the pipeline hears of it a little later
                 return False
@@ -88,6 +90,7 @@ class _Sequence:
                 text=said.text,
                 text_offsets=said.offsets,
                 logprobs=None if self._logprobs is None else tuple(self._logprobs),
+                prompt_logprobs=self._prompt_logprobs,
                 fingerprint=self.fingerprint,
             )
         )

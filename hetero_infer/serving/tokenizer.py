@@ -59,6 +59,13 @@ class Tokenizer:
         """With what the tokenizer puts before or after a text, a BOS for example, unless it `is_complete`."""
         return self._tokenizer.encode(text, add_special_tokens=not is_complete)
 
+    def encode_with_ends(self, text: str) -> tuple[list[int], list[int] | None]:
+        """Of a whole text, nothing added; and the characters that each token ends after, where the tokenizer tells."""
+        encoded = self._tokenizer(
+            text, add_special_tokens=False, return_offsets_mapping=self._tokenizer.is_fast, verbose=False
+        )
+        return encoded.input_ids, [end for _, end in encoded.offset_mapping] if self._tokenizer.is_fast else None
+
     def decode(self, tokens: Sequence[int], skip_special_tokens: bool = True) -> str:
         return self._tokenizer.decode(
             [token for token in tokens if token < self._num_ids],

@@ -23,7 +23,8 @@ class Sampling:
 
     `temperature` 0 is greedy. `top_k` below 1, `top_p` 1 and `min_p` 0 keep every token. `repetition_penalty` counts
     prompt and generated tokens, the other two penalties the generated ones. `logprobs` says how many of the likeliest
-    tokens are reported with each token's own log-probability; None reports nothing.
+    tokens are reported with each token's own log-probability; None reports nothing. `prompt_logprobs` asks for the
+    log-probability of every token of the prompt, given those before it, but the first.
     """
 
     temperature: float = 0.0
@@ -35,6 +36,7 @@ class Sampling:
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     logprobs: int | None = None
+    prompt_logprobs: bool = False
 
     def __post_init__(self) -> None:
         for name, (low, high) in RANGES.items():

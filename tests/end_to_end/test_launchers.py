@@ -12,9 +12,12 @@ from pathlib import Path
 
 import pytest
 
+from hetero_infer.checkpoint.local_model import single_process_model
+from hetero_infer.checkpoint.shards import ShardStore
+from hetero_infer.measure.perplexity import measure_perplexity
 from tests.end_to_end.conftest import Prepared
 from tests.end_to_end.running import DEEPSPEED, MPIRUN, ROOT, Run
-from tests.prepared import LIMITS, PROMPTS, read_answers, write_batch
+from tests.prepared import DECODERS, LIMITS, PROMPTS, read_answers, write_batch
 from tests.supervisor.running import free_port, wait_until
 
 pytestmark = [pytest.mark.processes, pytest.mark.timeout(150)]
@@ -113,6 +116,21 @@ def test_the_server_answers_as_one_process_until_ctrl_c(run: Run, prepared: Prep
     os.killpg(run.process.pid, signal.SIGINT)  # as Ctrl-C does
     run.wait(20)  # the exit code is the launcher's own
     assert f'File "{ROOT}/hetero_infer' not in run.said()  # an ordinary end: no traceback of ours
+
+
+@needs_deepspeed
+def test_a_text_has_the_perplexity_of_one_process(run: Run, prepared: Prepared) -> None:
+    folder, text, summary = prepared.model.folder, run.path / "text.txt", run.path / "summary.json"
+    text.write_text("It was a dark and stormy night in the café. " * 5)
+    windows = ("--text", text, "--context", 20, "--stride", 9)
+    start(run, prepared, "deepspeed", "launch/evaluate.py", *windows, "--summary", summary)
+    assert run.wait(90) == 0, run.said()
+    (found,) = json.loads(summary.read_text())["replicas"]
+    model = single_process_model(folder, DECODERS, ShardStore.of_model(prepared.files.checkpoint, folder.digest))
+    expected = measure_perplexity(model, folder, text, 20, 9).to_json()
+    assert found.pop("text_digest") == expected.pop("text_digest")
+    assert found == pytest.approx(expected, rel=1e-6)
+    assert f"perplexity  {found['perplexity']:.4f}" in run.said()
 
 
 @pytest.mark.skipif(not MIX.exists(), reason="hostfiles/mix is not there")

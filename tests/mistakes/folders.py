@@ -105,4 +105,25 @@ def in_its_texts() -> Iterator[Mistake]:
     yield Mistake("its tokenizer cannot be loaded (", "tiny", written("tiny/tokenizer.json", "{}"), PLAN)
     yield Mistake("tokens and a window needs 256; give a longer text", "text.txt", written("text.txt", "Short."), PLAN)
     yield Mistake("it has 1 tokens; perplexity needs at least 2", "text.txt", written("text.txt", "a"), EVALUATE)
+    yield Mistake("it has 0 tokens; perplexity needs at least 2", "text.txt", written("text.txt", ""), EVALUATE)
+    yield from in_an_evaluation()
     yield Mistake("nothing there for the model", "checkpoint", lambda folder: None, ("evaluate", "out/checkpoint"))
+
+
+def in_an_evaluation() -> Iterator[Mistake]:
+    def asked(says: str, *flags: str) -> Mistake:
+        return Mistake(says, flags[-1], lambda folder: None, (*EVALUATE, *flags))
+
+    yield asked("a context of 1 tokens: it must be from 2 to 256", "--context", "1")
+    yield asked("a context of 257 tokens: it must be from 2 to 256", "--context", "257")
+    yield asked("a stride of 0 tokens: it must be from 1 to 64", "--context", "64", "--stride", "0")
+    yield asked("a stride of 65 tokens: it must be from 1 to 64", "--context", "64", "--stride", "65")
+    prompts = (*EVALUATE, "--agreement", "prompts.jsonl")
+    yield Mistake("there are none", "prompts.jsonl", written("prompts.jsonl", "\n"), prompts)
+    yield Mistake("line 1: not JSON (", "prompts.jsonl", written("prompts.jsonl", "{\n"), prompts)
+    yield Mistake(
+        "it is empty, and prompts are cut",
+        "prompts.txt",
+        written("prompts.txt", ""),
+        (*EVALUATE, "--agreement", "prompts.txt"),
+    )

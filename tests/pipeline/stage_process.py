@@ -58,12 +58,18 @@ def _run(case: dict[str, Any], stage: int, runtime: Any) -> dict[str, Any]:
         cancel_after = {request["id"]: request["cancel_after"] for request in requests}
         called: list[tuple[str, int]] = []
         logprobs: dict[str, list[Any]] = {request["id"]: [] for request in requests}
+        of_prompts: dict[str, list[float]] = {request["id"]: [] for request in requests}
 
         def note(
-            sequence: Sequence, called: Any = called, logprobs: Any = logprobs, cancel_after: Any = cancel_after
+            sequence: Sequence,
+            called: Any = called,
+            logprobs: Any = logprobs,
+            of_prompts: Any = of_prompts,
+            cancel_after: Any = cancel_after,
         ) -> None:
             called.append((sequence.request, len(sequence.tokens)))
             logprobs[sequence.request].append(sequence.sampled.logprobs)
+            of_prompts[sequence.request] += sequence.sampled.prompt_logprobs
             sequence.is_cancelled = len(sequence.tokens) == cancel_after[sequence.request]
 
         seconds = engine.generate(sequences, note)
@@ -73,6 +79,7 @@ def _run(case: dict[str, Any], stage: int, runtime: Any) -> dict[str, Any]:
                 "reasons": {sequence.request: sequence.finish_reason for sequence in sequences},
                 "called": called,
                 "logprobs": logprobs,
+                "prompt_logprobs": of_prompts,
                 "seconds": [seconds.prefill_s, seconds.decode_s],
             }
         )

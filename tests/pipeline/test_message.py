@@ -1,5 +1,7 @@
 """A message arrives as it was sent, and a buffer of the size that the plan says holds the largest."""
 
+import math
+
 import pytest
 import torch
 
@@ -17,7 +19,7 @@ SAMPLINGS = (
     Sampling(),
     Sampling(0.7, 0.9, 2**63 - 1, 2**31 - 1, 1 / 7, 1.3, 2.0, -2.0, 0),
     Sampling(1e-30, 0.0, -(2**63), -1, logprobs=MOST_LOGPROBS),
-    Sampling(2.0, 1 / 3, 12345678901234567, frequency_penalty=0.1),
+    Sampling(2.0, 1 / 3, 12345678901234567, frequency_penalty=0.1, prompt_logprobs=True),
 )
 
 
@@ -101,7 +103,7 @@ def test_rows_begin_where_any_type_may(phase: Phase) -> None:
 def test_a_decode_header_is_as_large_for_any_sampling() -> None:
     """Three lengths per sequence; sampling and prompt travelled before."""
     assert header_bytes(Phase.DECODE, 4, 4) == 64
-    assert header_bytes(Phase.PREFILL, 4, 20) == 448  # 12 + 4 (12 + 64) + 20 · 4 = 396
+    assert header_bytes(Phase.PREFILL, 4, 20) == 448  # 12 + 4 (12 + 68) + 20 · 4 = 412
 
 
 @pytest.mark.parametrize("phase", list(Phase))
@@ -122,6 +124,7 @@ LOGPROBS = ((7, -0.1), *((token, -1.0 / 3 - token) for token in range(MOST_LOGPR
         [],
         [Sampled(3), Sampled(2**31 - 1), Sampled(0)],
         [Sampled(3), Sampled(7, ((7, -1e-17),)), Sampled(7, LOGPROBS), Sampled(1)],
+        [Sampled(3), Sampled(7, None, (-0.5, -1e-17, -math.inf)), Sampled(9, LOGPROBS, (-1 / 3,))],
     ],
 )
 @pytest.mark.parametrize("phase", list(Phase))
