@@ -1,0 +1,104 @@
+"""ω of every layer and choice by one of the methods, in nats per token, with standard errors.
+
+What comes in: the model's folder, its choices, calibration windows. What goes out: a `SensitivityTable`.
+
+The cheap methods look at `FEW_WINDOWS` of the windows and give a shape that `scale.py` brings to the scale of a few
+probes; `measured` probes everything on all windows. Embedding and head are a layer each, of which a scale leaves no
+shape: under every method each of their choices is a probe. Probes round to nearest and GPTQ rounds better, so tables
+tend to be too high, but for the embedding, which is rounded to nearest when it runs, too.
+"""
+
+import itertools
+from collections.abc import Callable, Sequence
+
+import torch
+
+from hetero_infer.checkpoint.calibration import CalibratedLayer, calibrate
+from hetero_infer.checkpoint.model_folder import ModelFolder
+from hetero_infer.checkpoint.text import CalibrationWindows
+from hetero_infer.measure.indicators.chance import random_shapes
+from hetero_infer.measure.indicators.hessian import output_error
+from hetero_infer.measure.indicators.measured import measured, probes_of_each
+from hetero_infer.measure.indicators.probes import Estimate, Probe, measure_increases
+from hetero_infer.measure.indicators.scale import scale_probes, scaled
+from hetero_infer.measure.indicators.variance import stochastic_variance, variance
+from hetero_infer.spec import UNQUANTISED, Choice, InputError, SensitivityTable
+from hetero_infer.spec.sensitivity import METHODS, StandardErrors
+
+FEW_WINDOWS = 8
+SHAPES: dict[str, Callable[[CalibratedLayer, Choice], float]] = {
+    "variance": variance,
+    "variance-stochastic": stochastic_variance,
+    "hessian": output_error,
+}
+
+
+def measure_sensitivity(
+    folder: ModelFolder,
+    choices: Sequence[Choice],
+    windows: CalibrationWindows,
+    method: str = "variance",
+    *,
+    embedding_choices: Sequence[Choice] = (UNQUANTISED,),
+    head_choices: Sequence[Choice] = (UNQUANTISED,),
+    seed: int = 0,
+) -> SensitivityTable:
+    """`seed` is for the method `random`."""
+    if method not in METHODS:
+        raise InputError(f"sensitivity method {method!r}: this version has {', '.join(METHODS)}")
+    num_layers, head = folder.spec.num_hidden_layers, folder.spec.num_layers - 1
+    text = windows.token_ids if method == "measured" else few(windows.token_ids)
+    probes = (probes_of_each if method == "measured" else scale_probes)(num_layers, choices)
+    of_embedding, of_head = (
+        [Probe((position,), choice) for choice in of_end]
+        for position, of_end in ((0, embedding_choices), (head, head_choices))
+    )
+    found = measure_increases(folder, [*probes, *of_embedding, *of_head], text)
+    if method == "measured":
+        layers, scale = measured(num_layers, choices, found), [0.0] * len(choices)
+    else:
+        layers, scale = scaled(_shapes(folder, choices, text, method, seed), choices, found)
+    layers = [never_better_when_coarser(row, choices) for row in layers]
+    ends = {
+        kind: dict(zip(of_end, never_better_when_coarser([found[probe] for probe in its], of_end), strict=True))
+        for kind, its, of_end in (
+            ("embedding", of_embedding, embedding_choices),
+            ("head", of_head, head_choices),
+        )
+    }
+    return SensitivityTable(
+        method=method,
+        model_digest=folder.digest,
+        text_digest=windows.digest,
+        unit="nats per token",
+        choices=tuple(choices),
+        omega=tuple(tuple(one.value for one in row) for row in layers),
+        errors=StandardErrors(
+            scale=tuple(scale),
+            omega=tuple(tuple(one.error for one in row) for row in layers),
+            **{kind: {choice: one.error for choice, one in of.items()} for kind, of in ends.items()},
+        ),
+        **{kind: {choice: one.value for choice, one in of.items()} for kind, of in ends.items()},
+    )
+
+
+def few(windows: torch.Tensor) -> torch.Tensor:
+    """Some of them, from all over the text."""
+    return windows[:: -(-len(windows) // FEW_WINDOWS)]
+
+
+def never_better_when_coarser(row: Sequence[Estimate], choices: Sequence[Choice]) -> list[Estimate]:
+    """Raise values where noise made a coarser choice look better than a finer one."""
+    finest_first = sorted(range(len(choices)), key=lambda k: choices[k].fineness, reverse=True)
+    raised = itertools.accumulate((row[k].value for k in finest_first), max)
+    values = dict(zip(finest_first, raised, strict=True))
+    return [Estimate(values[k], one.error) for k, one in enumerate(row)]
+
+
+def _shapes(
+    folder: ModelFolder, choices: Sequence[Choice], text: torch.Tensor, method: str, seed: int
+) -> list[list[float]]:
+    if method == "random":
+        return random_shapes(folder.spec.num_hidden_layers, choices, seed)
+    layers = calibrate(folder, CalibrationWindows(text), folder.spec.num_hidden_layers)
+    return [[SHAPES[method](layer, choice) if choice.is_quantised else 0.0 for choice in choices] for layer in layers]
