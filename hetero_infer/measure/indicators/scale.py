@@ -33,7 +33,7 @@ def scaled(
         found[probe].value / columns[choices.index(probe.choice)][probe.positions[0] - 1]
         for probe in _alone(len(shapes), choices)
     ]
-    spread = statistics.stdev(ratios) if len(ratios) > 1 else 1.0
+    spread = statistics.stdev(ratios) if len(ratios) > 1 else 0.0
     rows = [[Estimate(value, spread * value) for value in row] for row in zip(*columns, strict=True)]
     return rows, [of_all.error / of_all.value if of_all.value else 0.0 for of_all in sums]
 
