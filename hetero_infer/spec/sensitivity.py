@@ -124,14 +124,12 @@ class SensitivityTable:
 
 
 def _refuse_odd_values(of: SensitivityTable | StandardErrors, num_choices: int, what: str) -> None:
-    rows = {f"omega[{layer}]": row for layer, row in enumerate(of.omega)}
-    for place, row in rows.items():
+    for layer, row in enumerate(of.omega):
         if len(row) != num_choices:
-            raise InputError(f"{place} has {len(row)} values for {num_choices} choices")
-    values = {f"{place}[{k}]": value for place, row in rows.items() for k, value in enumerate(row)}
+            raise InputError(f"omega[{layer}] has {len(row)} values for {num_choices} choices")
+        _refuse_negative({f"omega[{layer}][{k}]": value for k, value in enumerate(row)}, what)
     for kind, end in (("embedding", of.embedding), ("head", of.head)):
-        values |= {f"{kind} at {choice} bits": value for choice, value in end.items()}
-    _refuse_negative(values, what)
+        _refuse_negative({f"{kind} at {choice} bits": value for choice, value in end.items()}, what)
 
 
 def _refuse_odd_errors(table: SensitivityTable, errors: StandardErrors) -> None:
