@@ -15,7 +15,7 @@ from hetero_infer.spec.files import read_json, write_atomically
 
 FORMAT = 1
 FIELDS = {"format": int, "method": str, "model": str, "text": str, "unit": str, "choices": list, "omega": list}
-METHODS = ("variance", "variance-stochastic", "hessian", "measured", "random")
+METHODS = ("variance", "variance-stochastic", "hessian", "fisher", "measured", "random")
 EndKind = Literal["embedding", "head"]
 ENDS: tuple[EndKind, ...] = ("embedding", "head")
 OPTIONAL_FIELDS = {"embedding": list, "head": list, "errors": dict}

@@ -17,6 +17,7 @@ from hetero_infer.checkpoint.calibration import CalibratedLayer, calibrate
 from hetero_infer.checkpoint.model_folder import ModelFolder
 from hetero_infer.checkpoint.text import CalibrationWindows
 from hetero_infer.measure.indicators.chance import random_shapes
+from hetero_infer.measure.indicators.fisher import fisher_losses
 from hetero_infer.measure.indicators.hessian import output_error
 from hetero_infer.measure.indicators.measured import measured, probes_of_each
 from hetero_infer.measure.indicators.probes import Estimate, Probe, measure_increases
@@ -100,5 +101,7 @@ def _shapes(
 ) -> list[list[float]]:
     if method == "random":
         return random_shapes(folder.spec.num_hidden_layers, choices, seed)
+    if method == "fisher":
+        return fisher_losses(folder, choices, text)
     layers = calibrate(folder, CalibrationWindows(text), folder.spec.num_hidden_layers)
     return [[SHAPES[method](layer, choice) if choice.is_quantised else 0.0 for choice in choices] for layer in layers]
