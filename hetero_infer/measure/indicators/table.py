@@ -58,7 +58,7 @@ def measure_sensitivity(
     if method == "measured":
         layers, scale = measured(num_layers, choices, found), [0.0] * len(choices)
     else:
-        layers, scale = scaled(_shapes(folder, choices, text, method, seed), choices, found)
+        layers, scale = scaled(shapes_by(method, folder, choices, text, seed), choices, found)
     layers = [never_better_when_coarser(row, choices) for row in layers]
     ends = {
         kind: dict(zip(of_end, never_better_when_coarser([found[probe] for probe in its], of_end), strict=True))
@@ -83,6 +83,18 @@ def measure_sensitivity(
     )
 
 
+def shapes_by(
+    method: str, folder: ModelFolder, choices: Sequence[Choice], text: torch.Tensor, seed: int = 0
+) -> list[list[float]]:
+    """`[layers][choices]` of a cheap method, on token ids `[windows, tokens]`."""
+    if method == "random":
+        return random_shapes(folder.spec.num_hidden_layers, choices, seed)
+    if method == "fisher":
+        return fisher_losses(folder, choices, text)
+    layers = calibrate(folder, CalibrationWindows(text), folder.spec.num_hidden_layers)
+    return [[SHAPES[method](layer, choice) if choice.is_quantised else 0.0 for choice in choices] for layer in layers]
+
+
 def few(windows: torch.Tensor) -> torch.Tensor:
     """Some of them, from all over the text."""
     return windows[:: -(-len(windows) // FEW_WINDOWS)]
@@ -94,14 +106,3 @@ def never_better_when_coarser(row: Sequence[Estimate], choices: Sequence[Choice]
     raised = itertools.accumulate((row[k].value for k in finest_first), max)
     values = dict(zip(finest_first, raised, strict=True))
     return [Estimate(values[k], one.error) for k, one in enumerate(row)]
-
-
-def _shapes(
-    folder: ModelFolder, choices: Sequence[Choice], text: torch.Tensor, method: str, seed: int
-) -> list[list[float]]:
-    if method == "random":
-        return random_shapes(folder.spec.num_hidden_layers, choices, seed)
-    if method == "fisher":
-        return fisher_losses(folder, choices, text)
-    layers = calibrate(folder, CalibrationWindows(text), folder.spec.num_hidden_layers)
-    return [[SHAPES[method](layer, choice) if choice.is_quantised else 0.0 for choice in choices] for layer in layers]

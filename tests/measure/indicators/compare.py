@@ -3,7 +3,8 @@
     python -m tests.measure.indicators.compare
 
 Seconds are this process's CPU seconds on one thread. `probes` is what brings a shape to its scale, and the same for all
-cheap methods.
+cheap methods. The last row is how well `measured` on every second window agrees with itself on the others: about as
+well as anything can be seen to agree with it.
 """
 
 import itertools
@@ -47,7 +48,7 @@ def compare(name: str, folder: ModelFolder, windows: CalibrationWindows) -> None
         seconds[method] = time.process_time() - begin
     for method in CHEAP:
         begin = time.process_time()
-        indicators._shapes(folder, CHOICES, indicators.few(windows.token_ids), method, 0)
+        indicators.shapes_by(method, folder, CHOICES, indicators.few(windows.token_ids))
         of_shape[method] = time.process_time() - begin
     quantised = [choice for choice in CHOICES if choice.is_quantised]
     rows = [["", "all", *map(str, quantised), "shape s", "probes s", "together s", "× cheaper"]]
@@ -56,6 +57,12 @@ def compare(name: str, folder: ModelFolder, windows: CalibrationWindows) -> None
         times = of_shape[method], seconds[method] - of_shape[method], seconds[method]
         cheaper = seconds["measured"] / seconds[method]
         rows.append([method, *(f"{rank:.2f}" for rank in ranks), *(f"{s:.2f}" for s in times), f"{cheaper:.1f}"])
+    halves = [
+        indicators.measure_sensitivity(folder, CHOICES, CalibrationWindows(windows.token_ids[first::2]), "measured")
+        for first in (0, 1)
+    ]
+    ranks = [rank_correlation(*halves, which) for which in (quantised, *zip(quantised))]
+    rows.append(["measured, half by half", *(f"{rank:.2f}" for rank in ranks), "", "", "", ""])
     print(f"\n{name}: measured took {seconds['measured']:.1f} s\n{text_table(rows)}")
     for k, choice in enumerate(quantised):
         omega = [row[k] for row in tables["measured"].omega]
