@@ -10,6 +10,7 @@ tend to be too high, but for the embedding, which is rounded to nearest when it 
 
 import itertools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 
@@ -47,39 +48,38 @@ def measure_sensitivity(
     """`seed` is for the method `random`."""
     if method not in METHODS:
         raise InputError(f"sensitivity method {method!r}: this version has {', '.join(METHODS)}")
-    num_layers, head = folder.spec.num_hidden_layers, folder.spec.num_layers - 1
-    text = windows.token_ids if method == "measured" else few(windows.token_ids)
-    probes = (probes_of_each if method == "measured" else scale_probes)(num_layers, choices)
-    of_embedding, of_head = (
-        [Probe((position,), choice) for choice in of_end]
-        for position, of_end in ((0, embedding_choices), (head, head_choices))
-    )
-    found = measure_increases(folder, [*probes, *of_embedding, *of_head], text)
+    num_layers = folder.spec.num_hidden_layers
+    ends = {"embedding": (0, embedding_choices), "head": (folder.spec.num_layers - 1, head_choices)}
+    of_ends = [Probe((position,), choice) for position, of_end in ends.values() for choice in of_end]
     if method == "measured":
+        found = measure_increases(folder, [*probes_of_each(num_layers, choices), *of_ends], windows.token_ids)
         layers, scale = measured(num_layers, choices, found), [0.0] * len(choices)
     else:
+        text = few(windows.token_ids)
+        found = measure_increases(folder, [*scale_probes(num_layers, choices), *of_ends], text)
         layers, scale = scaled(shapes_by(method, folder, choices, text, seed), choices, found)
-    layers = [never_better_when_coarser(row, choices) for row in layers]
-    ends = {
-        kind: dict(zip(of_end, never_better_when_coarser([found[probe] for probe in its], of_end), strict=True))
-        for kind, its, of_end in (
-            ("embedding", of_embedding, embedding_choices),
-            ("head", of_head, head_choices),
+    rows = [never_better_when_coarser(row, choices) for row in layers]
+    end_rows = {
+        kind: dict(
+            zip(of_end, never_better_when_coarser([found[Probe((position,), c)] for c in of_end], of_end), strict=True)
         )
+        for kind, (position, of_end) in ends.items()
     }
+
+    def table_of(part: Callable[[Estimate], float]) -> dict[str, Any]:
+        return {
+            "omega": tuple(tuple(map(part, row)) for row in rows),
+            **{kind: {choice: part(one) for choice, one in of.items()} for kind, of in end_rows.items()},
+        }
+
     return SensitivityTable(
         method=method,
         model_digest=folder.digest,
         text_digest=windows.digest,
         unit="nats per token",
         choices=tuple(choices),
-        omega=tuple(tuple(one.value for one in row) for row in layers),
-        errors=StandardErrors(
-            scale=tuple(scale),
-            omega=tuple(tuple(one.error for one in row) for row in layers),
-            **{kind: {choice: one.error for choice, one in of.items()} for kind, of in ends.items()},
-        ),
-        **{kind: {choice: one.value for choice, one in of.items()} for kind, of in ends.items()},
+        **table_of(lambda one: one.value),
+        errors=StandardErrors(tuple(scale), **table_of(lambda one: one.error)),
     )
 
 
