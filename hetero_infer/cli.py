@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from hetero_infer import __version__
 from hetero_infer.spec import UNQUANTISED, Fleet, HeteroInferError, InputError, Link, Objective, Plan, RunConfig
 from hetero_infer.spec.errors import one_line
+from hetero_infer.spec.sensitivity import METHODS
 
 if TYPE_CHECKING:
     from hetero_infer.planner.request import PlanRequest
@@ -88,23 +89,14 @@ def _measure(args: argparse.Namespace) -> int:
 def _sensitivity(args: argparse.Namespace) -> int:
     from hetero_infer import prepare
     from hetero_infer.checkpoint.model_folder import ModelFolder
-    from hetero_infer.measure.indicator import measure_sensitivity
     from hetero_infer.report import text_table
     from hetero_infer.spec.sensitivity import ENDS
 
     config = RunConfig.load(args.config).writing_to("sensitivity", args.output)
+    config = replace(config, indicator=args.method or config.indicator)
     folder = ModelFolder(config.model)
-    windows = prepare.calibration_windows(folder, config)
-    table = measure_sensitivity(
-        folder,
-        config.choices,
-        windows,
-        args.method,
-        embedding_choices=config.embedding_choices,
-        head_choices=config.head_choices,
-    )
+    table = prepare.measure_sensitivity(folder, config, prepare.calibration_windows(folder, config))
     path = config.sensitivity
-    table.save(path)
     choices = sorted({*table.choices, *table.embedding, *table.head})
     omega = {str(layer): dict(zip(table.choices, values, strict=True)) for layer, values in enumerate(table.omega)}
     omega |= {kind: table.of_kind(kind) for kind in ENDS}
@@ -112,9 +104,9 @@ def _sensitivity(args: argparse.Namespace) -> int:
     rows += [
         [layer, *(f"{of[choice]:.5f}" if choice in of else "" for choice in choices)] for layer, of in omega.items()
     ]
-    facts = {"sensitivity": str(path), "omega": table.omega}
+    facts = {"sensitivity": str(path), "method": table.method, "omega": table.omega}
     facts |= {kind: {str(choice): value for choice, value in table.of_kind(kind).items()} for kind in ENDS}
-    _show(args, facts, f"{text_table(rows)}\n{table.unit}, {path}")
+    _show(args, facts, f"{text_table(rows)}\n{table.unit}, by {table.method}, {path}")
     return 0
 
 
@@ -388,7 +380,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--device", default="cpu", metavar="TYPE", help="its type in the hostfile (default: cpu)")
     sub.add_argument("-o", "--output", type=Path, help="profile.csv (default: as the config says)")
     sub = verb("sensitivity", _sensitivity, "what each choice for each layer costs in quality")
-    sub.add_argument("--method", default="variance", help="variance")
+    sub.add_argument("--method", help=f"{', '.join(METHODS)} (default: as the config says)")
     sub.add_argument("-o", "--output", type=Path, help="sensitivity.json (default: as the config says)")
     sub = verb("plan", _plan, "the plan; measures first what it lacks")
     sub.add_argument("-o", "--output", type=Path, help="plan.json (default: as the config says)")

@@ -149,7 +149,7 @@ def measure(folder: "ModelFolder", config: RunConfig, path: Path, timed_as: str)
 
 
 def sensitivity_for(folder: "ModelFolder", config: RunConfig) -> SensitivityTable:
-    """The sensitivity file; measured first if it is missing or for another model, text or choices."""
+    """The sensitivity file; measured first if it is missing or for another model, text, choices or indicator."""
     if folder.spec.stored_choices:
         table = SensitivityTable.of_stored(folder.spec.stored_choices, folder.digest)
         table.save(config.sensitivity)
@@ -162,14 +162,21 @@ def sensitivity_for(folder: "ModelFolder", config: RunConfig) -> SensitivityTabl
             and set(config.embedding_choices) <= table.embedding.keys()
             and set(config.head_choices) <= table.head.keys()
         )
-        if has_choices and (table.model_digest, table.text_digest) == (folder.digest, windows.digest):
+        made_from = (table.method, table.model_digest, table.text_digest)
+        if has_choices and made_from == (config.indicator, folder.digest, windows.digest):
             return table
-    from hetero_infer.measure.indicator import measure_sensitivity
+    return measure_sensitivity(folder, config, windows)
 
-    table = measure_sensitivity(
+
+def measure_sensitivity(folder: "ModelFolder", config: RunConfig, windows: "CalibrationWindows") -> SensitivityTable:
+    """Measured by the config's indicator, and saved."""
+    from hetero_infer.measure.indicators import table as indicators
+
+    table = indicators.measure_sensitivity(
         folder,
         config.choices,
         windows,
+        config.indicator,
         embedding_choices=config.embedding_choices,
         head_choices=config.head_choices,
     )

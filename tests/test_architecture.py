@@ -140,8 +140,8 @@ def test_no_floor_is_above_itself() -> None:
         ("checkpoint/quantise.py", "from transformers import AutoModel"),
         ("checkpoint/quantise.py", "from auto_gptq.quantization.gptq import GPTQ"),
         ("quant/linear.py", "import auto_gptq"),
-        ("measure/indicator.py", "from hetero_infer.pipeline import stage"),
-        ("measure/indicator.py", "import pyomo.environ as pyo"),
+        ("measure/indicators/table.py", "from hetero_infer.pipeline import stage"),
+        ("measure/indicators/table.py", "import pyomo.environ as pyo"),
         ("pipeline/engine.py", "from hetero_infer.supervisor.channel import WorkerChannel"),  # only the worker may
         ("pipeline/worker.py", "from hetero_infer.supervisor.child import start_child"),  # only the channel
         ("pipeline/stage.py", "import importlib\nimportlib.import_module('transformers')"),

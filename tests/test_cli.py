@@ -27,6 +27,7 @@ from hetero_infer.spec import (
     StagePlan,
 )
 from hetero_infer.spec.profile import EMBEDDING, HEAD
+from hetero_infer.spec.sensitivity import METHODS
 from tests.tiny_model import write_tiny_model
 
 VERBS = ("devices", "measure", "sensitivity", "plan", "explain", "whatif", "check", "simulate", "quantize", "evaluate")
@@ -65,7 +66,7 @@ class Run:
         choices = tuple(Choice(bits, 0 if bits == 16 else 64) for bits in BITS)
         windows = CalibrationWindows.from_text(folder, path / "text.txt")
         losses = (0.03, 0.01, 0.001, 0.0)
-        SensitivityTable("by hand", folder.digest, windows.digest, "nats", choices, (losses,) * 4).save(
+        SensitivityTable("variance", folder.digest, windows.digest, "nats", choices, (losses,) * 4).save(
             path / "out" / "sensitivity.json"
         )
         spec = folder.spec
@@ -320,6 +321,25 @@ def test_evaluate_says_what_it_scored_and_how_far_greedy_answers_agree(
         assert f"perplexity  {facts['perplexity']:.4f}, {facts['bits_per_byte']:.4f} bits per byte" in said
         assert "windows     of 16 tokens, 5 after each other" in said
         assert "agreement   100.00%" in said and f"{answers} answers are the same" in said
+
+
+def test_each_method_writes_its_table_and_a_plan_wants_the_configs(
+    run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = run.path / "out" / "sensitivity.json"
+    for method in METHODS:
+        assert run("sensitivity", "--method", method, "--json") == 0
+        assert json.loads(capsys.readouterr().out)["method"] == method
+        table = SensitivityTable.load(path)
+        assert (table.method, len(table.omega), table.unit) == (method, 4, "nats per token")
+    assert run("sensitivity") == 0
+    assert f"nats per token, by variance, {path}" in capsys.readouterr().out, "which is the default"
+    run.config.write_text(CONFIG.format(path=run.path).replace("[quality]", '[quality]\nindicator = "random"'))
+    assert run("plan") == 0
+    assert SensitivityTable.load(path).method == "random"
+    made_ns = path.stat().st_mtime_ns
+    assert run("plan") == 0
+    assert path.stat().st_mtime_ns == made_ns, "what still holds is used again"
 
 
 def test_explain_says_what_binds_of_the_plan_that_was_made(

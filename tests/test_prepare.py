@@ -136,7 +136,7 @@ def test_the_server_of_a_mixed_cluster_can_be_planned_on_a_laptop(
     folder = ModelFolder(config.model)
     windows = CalibrationWindows.from_text(folder, config.calibration)
     omega = ((0.03, 0.01, 0.001, 0.0),) * folder.spec.num_hidden_layers
-    SensitivityTable("by hand", folder.digest, windows.digest, "nats", config.choices, omega).save(config.sensitivity)
+    SensitivityTable("variance", folder.digest, windows.digest, "nats", config.choices, omega).save(config.sensitivity)
     assert main(["plan", "-c", str(tmp_path / "serve.toml")]) == 0
     assert "predicted by the spec sheet (v100-32), " in capsys.readouterr().out, "the model fits on one"
     assert not (tmp_path / "profile.csv").exists(), "nothing was measured here"

@@ -170,7 +170,7 @@ def _with_choice(request: PlanRequest, new: Choice) -> PlanRequest:
     table = request.sensitivity
     if new not in table.choices:
         omega = tuple((*row, 0.0) for row in table.omega)
-        table = replace(table, choices=(*table.choices, new), omega=omega)
+        table = replace(table, choices=(*table.choices, new), omega=omega, errors=None)
     return replace(request, choices=tuple(sorted((*request.choices, new))), sensitivity=table)
 
 

@@ -35,6 +35,11 @@ class Choice:
     def is_quantised(self) -> bool:
         return self.bits < 16
 
+    @property
+    def fineness(self) -> tuple[int, int]:
+        """What sorts choices by their quality: more bits are finer, and of the same bits smaller groups."""
+        return self.bits, -self.group_size
+
     def __str__(self) -> str:
         return f"{self.bits}g{self.group_size}" if self.is_quantised else "16"
 

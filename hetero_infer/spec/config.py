@@ -16,6 +16,7 @@ from hetero_infer.spec.files import read_text
 from hetero_infer.spec.links import LinkTable
 from hetero_infer.spec.model import TOKENIZER_FILES, ModelSpec
 from hetero_infer.spec.objective import Objective
+from hetero_infer.spec.sensitivity import METHODS
 from hetero_infer.spec.workload import Workload
 
 MODEL_FILES = ("config.json", "generation_config.json", "model.safetensors", *TOKENIZER_FILES)
@@ -46,6 +47,7 @@ class RunConfig:
     embedding_choices: tuple[Choice, ...]
     head_choices: tuple[Choice, ...]
     sensitivity: Path
+    indicator: str
     checkpoint: Path
     plan: Path
     planner_time_limit_s: float
@@ -121,6 +123,7 @@ class RunConfig:
             embedding_choices=reader.choices("quality", "embedding", END_BITS),
             head_choices=reader.choices("quality", "head", END_BITS),
             sensitivity=Path(reader.take("quality", "sensitivity", str, str(work / "sensitivity.json"))),
+            indicator=reader.take("quality", "indicator", str, METHODS[0]),
             checkpoint=Path(reader.take("paths", "checkpoint", str, str(work / "checkpoint"))),
             plan=Path(reader.take("paths", "plan", str, str(work / "plan.json"))),
             planner_time_limit_s=float(reader.take("planner", "time_limit_s", float, 60)),
@@ -170,6 +173,8 @@ class RunConfig:
                 raise InputError(f"[quality] {name} = {getattr(self, name)}, must be at least 1")
         if self.max_perplexity_increase < 0:
             raise InputError(f"max_perplexity_increase = {self.max_perplexity_increase}, must not be negative")
+        if self.indicator not in METHODS:
+            raise InputError(f"[quality] indicator = {self.indicator!r}; it is one of {', '.join(METHODS)}")
         if self.planner_time_limit_s <= 0:
             raise InputError(f"[planner] time_limit_s = {self.planner_time_limit_s:g}, must be above 0")
         if (self.planner_objective is Objective.STEADY) != bool(self.arrivals):

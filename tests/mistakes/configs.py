@@ -181,6 +181,12 @@ def contradictory() -> Iterator[Mistake]:
         1,
     )
     yield Mistake(
+        "[quality] indicator = 'best'; it is one of variance, ",
+        "indicator",
+        replaced("run.toml", "[quality]\n", "[quality]\nindicator = 'best'\n"),
+        PLAN,
+    )
+    yield Mistake(
         "sensitivity method 'best': this version has",
         "method",
         lambda folder: None,

@@ -77,6 +77,14 @@ def sensitivity_mistakes() -> Iterator[Mistake]:
     yield sensitivity("omega[1][3] = True is not a number", lambda table: table["omega"][1].__setitem__(3, True))
     yield sensitivity("omega[0][1] = nan is not", lambda table: table["omega"][0].__setitem__(1, float("nan")))
     yield sensitivity("omega[3][2] = -0.5: an indicator", lambda table: table["omega"][3].__setitem__(2, -0.5))
+    errors = {"scale": [0.1] * 4, "omega": [[0.001] * 4] * 4, "embedding": [], "head": []}
+    for says, change in [
+        ("errors = 0.1 is not a table of keys", 0.1),
+        ("errors: omega is missing", {"scale": [0.1]}),
+        ("errors: scale[0] = -0.1: a standard error is", errors | {"scale": [-0.1] * 4}),
+        ("errors: there is not one for each value of the table", errors),
+    ]:
+        yield sensitivity(says, lambda table, change=change: table.update(errors=change))
     yield sensitivity("omega[1] has 3 values for 4 choices", lambda table: table["omega"][1].pop())
     yield sensitivity("choices[1]: bits = 6: choose", lambda table: table["choices"][1].update(bits=6))
     yield sensitivity("3g64, 3g64, 8g64, 16 stands there twice", lambda table: table["choices"][1].update(bits=3))

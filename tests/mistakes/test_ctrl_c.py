@@ -43,7 +43,7 @@ def assert_one_line(process: subprocess.Popen[str]) -> None:
         ("import:tomllib", PLAN, "plan.json"),
         ("import:torch", PLAN, "plan.json"),
         ("import:torch.nn.functional", PLAN, "plan.json"),
-        ("call:hetero_infer.measure.indicator:probe_increases", PLAN, "sensitivity.json"),
+        ("call:hetero_infer.measure.indicators.probes:probe_losses", PLAN, "sensitivity.json"),
         ("call:hetero_infer.measure.layer_timer:_suffices", PLAN, "profile.csv"),
         ("import:pyomo.environ", PLAN, "plan.json"),
         ("call:pyomo.contrib.solver.solvers.highs:Highs._solve", PLAN, "plan.json"),

@@ -12,6 +12,7 @@ from hetero_infer.planner.diagnosis import nearest_remedies, why_infeasible
 from hetero_infer.planner.feasible import fitting_plans, held_layers, least_loss_plan
 from hetero_infer.planner.request import PlanRequest
 from hetero_infer.spec import Device
+from hetero_infer.spec.sensitivity import StandardErrors
 from tests.planner.answers.test_explain import OMEGA, request_of
 
 MIB = 2**20
@@ -126,6 +127,16 @@ def test_the_device_that_lacks_least_is_named_with_what_it_lacks() -> None:
 def test_a_limit_out_of_reach_is_said_to_be_the_reason_and_16_bits_the_way_out() -> None:
     says = why_infeasible(replace(request_of(), omega_limit=1e-6), time_limit_s=60)
     assert says.startswith("the quality limit Σω ≤ 1e-06") and "allow 16 bits, too" in says
+
+
+def test_the_errors_of_a_table_change_no_remedy() -> None:
+    """Also not where bits are tried that the table lacks, and its errors with it."""
+    request = out_of_memory()[0]
+    table = request.sensitivity
+    errors = StandardErrors((0.1,) * len(table.choices), table.omega, table.embedding, table.head)
+    measured = replace(request, sensitivity=replace(table, errors=errors))
+    says, expected = ([one.says for one in nearest_remedies(of, deadline_s=math.inf)] for of in (measured, request))
+    assert says == expected != []
 
 
 def test_without_time_nothing_is_promised() -> None:

@@ -31,7 +31,7 @@ def test_the_least_that_must_be_said_is_enough(tmp_path: Path) -> None:
     assert config.choices == tuple(Choice(bits, 0 if bits == 16 else 64) for bits in (3, 4, 8, 16))
     assert config.embedding_choices == config.head_choices == (Choice(16),)
     assert config.plan == Path("out/plan.json")
-    assert config.calibration == Path("my-model/calibration.txt")
+    assert config.calibration == Path("my-model/calibration.txt") and config.indicator == "variance"
     assert (config.host, config.port) == ("127.0.0.1", 8000)
 
 
@@ -41,6 +41,7 @@ def test_what_is_said_is_taken(tmp_path: Path) -> None:
         + """
         [quality]
         max_perplexity_increase = 1
+        indicator = "measured"
         text = "t.txt"
         choices = [{ bits = 16 }, { bits = 4, group_size = 128 }, { bits = 4 }]
         head = [{ bits = 16 }, { bits = 8 }]
@@ -61,7 +62,7 @@ def test_what_is_said_is_taken(tmp_path: Path) -> None:
     assert config.head_choices == (Choice(8, 64), Choice(16)) and config.embedding_choices == (Choice(16),)
     assert config.checkpoint == Path("there/checkpoint") and config.sensitivity == Path("there/sensitivity.json")
     assert (config.max_perplexity_increase, config.planner_time_limit_s, config.planner_gap) == (1.0, 5.0, 0.01)
-    assert config.port == 80
+    assert (config.port, config.indicator) == (80, "measured")
 
 
 def test_demo_is_the_model_that_comes_with_the_package(tmp_path: Path) -> None:
@@ -86,6 +87,7 @@ def test_the_configs_that_come_with_it_can_be_read(path: Path) -> None:
         ("[planner]\nreplicas = 'two'", "[planner] replicas = 'two' is not a whole number"),
         ("[planner]\nobjective = 'sum'", "objective = 'sum'; it is one of ring, llm-pq"),
         ("[quality]\nmax_perplexity_increase = -1", "max_perplexity_increase = -1.0, must not be negative"),
+        ("[quality]\nindicator = 'best'", "[quality] indicator = 'best'; it is one of variance, "),
         ("[quality]\nchoices = []", "[quality] choices is empty; allow at least {bits = 16}"),
         ("[quality]\nhead = [{ bits = 6 }]", "[quality] head[0]: bits = 6: choose from 3, 4, 8, 16"),
         ("[quality]\nchoices = [{ bits = 5 }]", "bits = 5: choose from 3, 4, 8, 16"),

@@ -2,8 +2,10 @@
 
 import json
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,6 +20,7 @@ from hetero_infer.spec import (
     Workload,
 )
 from hetero_infer.spec.files import digest_of, write_atomically
+from hetero_infer.spec.sensitivity import StandardErrors
 
 ROW = ProfileRow("t4", "tiny", 48, 88, 4, 64, "float", Phase.PREFILL, 8, 64, 0, 1.25e-3)
 ROWS = (
@@ -136,6 +139,58 @@ def test_an_end_that_makes_no_sense_is_refused(entry: dict[str, object], said: s
     TABLE.save(path)
     first = {"choice": {"bits": 8}, "omega": 0.0}
     path.write_text(json.dumps(json.loads(path.read_text()) | {"head": [first, entry]}))
+    with pytest.raises(InputError, match=said):
+        SensitivityTable.load(path)
+
+
+def with_errors(table: SensitivityTable = TABLE) -> SensitivityTable:
+    errors = StandardErrors((0.2, 0.0), ((0.03, 0.0), (0.04, 0.0)), {Choice(16): 0.0}, {Choice(16): 0.0})
+    return replace(table, errors=errors)
+
+
+def test_what_a_table_is_known_with_is_kept(tmp_path: Path) -> None:
+    with_errors().save(tmp_path / "sensitivity.json")
+    assert SensitivityTable.load(tmp_path / "sensitivity.json") == with_errors()
+
+
+def test_an_upper_total_adds_a_scale_for_all_layers_and_each_layers_own() -> None:
+    four, table = Choice(4, 64), with_errors(replace(TABLE, omega=((0.5, 0.0), (0.3, 0.0))))
+    plan = [Choice(16), four, four, Choice(16)]
+    scale, own = 0.2 * (0.5 + 0.3), (0.03**2 + 0.04**2) ** 0.5
+    assert table.upper_total(plan, 0.975) == pytest.approx(0.8 + 1.95996 * (scale**2 + own**2) ** 0.5)
+    assert table.upper_total(plan, 0.5) == pytest.approx(table.total(plan))
+    assert table.upper_total([Choice(16)] * 4) == 0.0
+    assert replace(table, errors=None).upper_total(plan) == table.total(plan), "written by hand: exact"
+
+
+def test_an_upper_total_adds_the_error_of_an_end() -> None:
+    eight = Choice(8, 64)
+    table = replace(TABLE, head={eight: 0.25})
+    table = replace(table, errors=replace(with_errors().errors, head={eight: 0.1}))
+    assert table.upper_total([Choice(16)] * 3 + [eight], 0.975) == pytest.approx(0.25 + 1.95996 * 0.1)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda errors: errors.pop("scale"), "errors: scale is missing"),
+        (lambda errors: errors.update(scale=[0.1]), "errors: there is not one for each value of the table"),
+        (lambda errors: errors.update(scale=[0.1, "x"]), r"errors: scale\[1\] = 'x' is not a number"),
+        (lambda errors: errors.update(scale=[0.1, -0.1]), r"scale\[1\] = -0.1: a standard error is a number of at"),
+        (lambda errors: errors["omega"].pop(), "errors: there is not one for each value of the table"),
+        (lambda errors: errors["omega"][1].pop(), r"errors: omega\[1\] has 1 values for 2 choices"),
+        (lambda errors: errors["head"].clear(), "errors: there is not one for each value of the table"),
+        (lambda errors: errors.update(hed=[]), "errors: hed is not known; did you mean head"),
+    ],
+)
+def test_errors_that_make_no_sense_are_refused(
+    change: Callable[[dict[str, Any]], object], said: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "sensitivity.json"
+    with_errors().save(path)
+    content = json.loads(path.read_text())
+    change(content["errors"])
+    path.write_text(json.dumps(content))
     with pytest.raises(InputError, match=said):
         SensitivityTable.load(path)
 
