@@ -5,7 +5,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ from hetero_infer.spec.errors import one_line
 
 if TYPE_CHECKING:
     from hetero_infer.planner.request import PlanRequest
+    from hetero_infer.planner.requests import Proposal
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -127,9 +128,20 @@ def _plan(args: argparse.Namespace) -> int:
     from hetero_infer.request_report import proposals_table, requests_words
 
     config = RunConfig.load(args.config).writing_to("plan", args.output)
-    request = prepare.request_for(config)
     tables: list[str] = []
-    fleet = prepare.plan_for(config, request, config.plan, lambda proposals: tables.append(proposals_table(proposals)))
+
+    def tell(proposals: Sequence["Proposal"]) -> None:
+        tables[:] = [proposals_table(proposals)]
+
+    if args.hold:
+        from hetero_infer import hold
+
+        text = hold.held_out_text(config)  # which is refused before anything is measured
+        request = prepare.request_for(config)
+        fleet = hold.held_plan(config, request, text, tell)
+    else:
+        request = prepare.request_for(config)
+        fleet = prepare.plan_for(config, request, config.plan, tell)
     if len(fleet.replicas) > 1:
         skipped = {
             about: why
@@ -382,6 +394,9 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("-o", "--output", type=Path, help="sensitivity.json (default: as the config says)")
     sub = verb("plan", _plan, "the plan; measures first what it lacks")
     sub.add_argument("-o", "--output", type=Path, help="plan.json (default: as the config says)")
+    sub.add_argument(
+        "--hold", action="store_true", help="quantise, measure held-out text, and tighten until it holds"
+    )
     sub.add_argument("--compare", action="store_true", help="and what others would have planned: the baselines")
     sub.add_argument("--pareto", action="store_true", help="and what other quality limits and fewer devices give")
     sub.add_argument("--html", type=Path, help="write a page of it there: one file, for any browser")
