@@ -394,9 +394,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("-o", "--output", type=Path, help="sensitivity.json (default: as the config says)")
     sub = verb("plan", _plan, "the plan; measures first what it lacks")
     sub.add_argument("-o", "--output", type=Path, help="plan.json (default: as the config says)")
-    sub.add_argument(
-        "--hold", action="store_true", help="quantise, measure held-out text, and tighten until it holds"
-    )
+    sub.add_argument("--hold", action="store_true", help="quantise, measure held-out text, and tighten until it holds")
     sub.add_argument("--compare", action="store_true", help="and what others would have planned: the baselines")
     sub.add_argument("--pareto", action="store_true", help="and what other quality limits and fewer devices give")
     sub.add_argument("--html", type=Path, help="write a page of it there: one file, for any browser")

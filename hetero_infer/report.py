@@ -96,7 +96,8 @@ def _quality_words(quality: QualityPlan) -> str:
     return (
         f"loss {quality.predicted:.4f} of at most {quality.limit:.4f} {quality.unit}: perplexity "
         f"+{math.expm1(quality.predicted):.1%} predicted{measured}, +{quality.max_perplexity_increase:.1%} at most"
-        + ", which is broken" * quality.is_broken
+        + ", which is broken"
+        * quality.is_broken
     )
 
 

@@ -51,14 +51,14 @@ work = "{path}/out"
 """
 
 
-def profile_by_hand(spec: ModelSpec, name: str, choices: Sequence[Choice]) -> ProfileTable:
+def profile_by_hand(spec: ModelSpec, name: str, choices: Sequence[Choice], bit_s: float = 1e-4 / 16) -> ProfileTable:
     """For up to 4 sequences of 16 + 8 tokens; fewer bits take less time."""
     points = [(Phase.PREFILL, tokens, 0) for tokens in (8, 16)] + [(Phase.DECODE, 1, past) for past in (16, 23)]
     return ProfileTable(
         tuple(
             ProfileRow(
                 "cpu", f"{name}{end}", spec.hidden_size, spec.intermediate_size, choice.bits, choice.group_size,
-                "float", phase, batch, tokens, past, 1e-4 * (1 + batch * tokens + choice.bits / 16),
+                "float", phase, batch, tokens, past, 1e-4 * (1 + batch * tokens) + bit_s * choice.bits,
             )
             for choice in choices
             for end in ("", *([f"#{EMBEDDING}", f"#{HEAD}"] if choice.bits == 16 else []))
