@@ -160,6 +160,7 @@ def _plan(args: argparse.Namespace) -> int:
         _show(args, fleet.to_json() | {"skipped": skipped}, text)
         return 0
     (plan,) = fleet.replicas
+    request = replace(request, omega_limit=plan.quality.limit)  # below the bound's where held-out text broke it
     why = why_not_uniform(request, plan)
     facts = [("based on", based_on(plan, request.cluster, request.latency)), ("uniform", why)]
     if request.requests.lengths:
