@@ -9,7 +9,6 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -84,15 +83,17 @@ def until_held(
 def measured(fleet: Fleet, config: RunConfig, text: HeldOutText) -> Fleet:
     """With the loss of each replica on the text; quantised, measured and saved where that was not done before."""
     prepare.quantise(fleet, config.plan, config, config.checkpoint, fleet.used_devices, progress=True)
-    shards = ShardStore.of_model(config.checkpoint, text.folder.digest)
-    increase = cache(lambda choices: loss_increase(text, choices, shards, progress=True))  # replicas may be alike
+    losses: dict[str, float] = {}  # by all that they depend on: replicas may be alike
 
     def with_loss(plan: Plan) -> Plan:
-        quality = _quality(plan)
+        shards = ShardStore.of_model(config.checkpoint, text.folder.digest)
         held_out = digest_of(plan.fingerprint, text.digest, asdict(shards.recipe))
+        quality = _quality(plan)
         if quality.held_out == held_out:
             return plan
-        return replace(plan, quality=replace(quality, measured=increase(plan.layer_choices), held_out=held_out))
+        if held_out not in losses:
+            losses[held_out] = loss_increase(text, plan.layer_choices, shards, progress=True)
+        return replace(plan, quality=replace(quality, measured=losses[held_out], held_out=held_out))
 
     found = replace(fleet, replicas=tuple(map(with_loss, fleet.replicas)))
     if found != fleet:

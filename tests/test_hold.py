@@ -215,30 +215,33 @@ def test_text_that_layers_are_calibrated_on_is_refused(
     assert "a bound is held on text that nothing was calibrated on" in one_line_of_error(capsys)
 
 
+def fleet_of(plan: Plan, *losses: float | None) -> Fleet:
+    """A replica of the plan on each device, measured to lose so much."""
+    stages = [(replace(plan.stages[0], device=device.name),) for device in plan.devices]
+    qualities = [replace(plan.quality, measured=loss) for loss in losses]
+    pairs = zip(stages, qualities, strict=True)
+    return Fleet(tuple(replace(plan, stages=stages, quality=quality) for stages, quality in pairs))
+
+
+def test_replicas_that_are_alike_are_measured_once(run: HeldRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run("plan") == 0
+    measured: list[float] = []
+    monkeypatch.setattr(hold, "loss_increase", lambda *_, **__: measured.append(0.01) or 0.01)
+    fleet = hold.measured(fleet_of(run.plan, None, None), run.config, hold.held_out_text(run.config))
+    assert [replica.quality.measured for replica in fleet.replicas] == [0.01, 0.01] and len(measured) == 1
+    assert Fleet.load(run.config.plan) == fleet
+
+
 def test_every_replica_is_held_and_the_worst_one_decides(run: HeldRun) -> None:
     assert run("plan") == 0
     plan = run.plan
-
-    def fleet_of(*losses: float) -> Fleet:
-        devices = ("localhost:0", "localhost:1")
-        return Fleet(
-            tuple(
-                replace(
-                    plan,
-                    stages=(replace(plan.stages[0], device=device),),
-                    quality=replace(plan.quality, measured=loss),
-                )
-                for device, loss in zip(devices, losses, strict=True)
-            )
-        )
-
     limits: list[float] = []
 
     def plan_within(limit: float) -> Fleet:
         limits.append(limit)
-        return fleet_of(0.001, 0.015)
+        return fleet_of(plan, 0.001, 0.015)
 
-    held = until_held(fleet_of(0.001, 0.04), lambda fleet: fleet, plan_within, Path("heldout.txt"))
+    held = until_held(fleet_of(plan, 0.001, 0.04), lambda fleet: fleet, plan_within, Path("heldout.txt"))
     allowed = math.log1p(0.02)
     assert limits == [pytest.approx(0.9 * plan.quality.predicted * allowed / 0.04)]
     assert [replica.quality.measured for replica in held.replicas] == [0.001, 0.015]
