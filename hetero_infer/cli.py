@@ -5,7 +5,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from hetero_infer.spec.sensitivity import METHODS
 
 if TYPE_CHECKING:
     from hetero_infer.planner.request import PlanRequest
+    from hetero_infer.planner.requests import Proposal
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -119,9 +120,21 @@ def _plan(args: argparse.Namespace) -> int:
     from hetero_infer.request_report import proposals_table, requests_words
 
     config = RunConfig.load(args.config).writing_to("plan", args.output)
-    request = prepare.request_for(config)
     tables: list[str] = []
-    fleet = prepare.plan_for(config, request, config.plan, lambda proposals: tables.append(proposals_table(proposals)))
+
+    def tell(proposals: Sequence["Proposal"]) -> None:
+        tables[:] = [proposals_table(proposals)]
+
+    held_out = None
+    if args.hold:
+        from hetero_infer import hold
+
+        held_out = hold.held_out_text(config)  # which is refused before anything is measured
+    request = prepare.request_for(config)
+    if held_out:
+        fleet = hold.held_plan(config, request, held_out, tell)
+    else:
+        fleet = prepare.plan_for(config, request, config.plan, tell)
     if len(fleet.replicas) > 1:
         skipped = {
             about: why
@@ -140,6 +153,7 @@ def _plan(args: argparse.Namespace) -> int:
         _show(args, fleet.to_json() | {"skipped": skipped}, text)
         return 0
     (plan,) = fleet.replicas
+    request = replace(request, omega_limit=plan.quality.limit)  # below the bound's where held-out text broke it
     why = why_not_uniform(request, plan)
     facts = [("based on", based_on(plan, request.cluster, request.latency)), ("uniform", why)]
     if request.model.stored_choices:
@@ -384,6 +398,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("-o", "--output", type=Path, help="sensitivity.json (default: as the config says)")
     sub = verb("plan", _plan, "the plan; measures first what it lacks")
     sub.add_argument("-o", "--output", type=Path, help="plan.json (default: as the config says)")
+    sub.add_argument("--hold", action="store_true", help="quantise, measure held-out text, and tighten until it holds")
     sub.add_argument("--compare", action="store_true", help="and what others would have planned: the baselines")
     sub.add_argument("--pareto", action="store_true", help="and what other quality limits and fewer devices give")
     sub.add_argument("--html", type=Path, help="write a page of it there: one file, for any browser")

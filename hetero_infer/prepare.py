@@ -255,6 +255,16 @@ def plan_for(
             )
         if old.inputs_digest == digest:
             return old
+    return new_plan(config, request, path, tell)
+
+
+def new_plan(
+    config: RunConfig,
+    request: "PlanRequest",
+    path: Path,
+    tell: Callable[[Sequence["Proposal"]], None] = lambda proposals: None,
+) -> Fleet:
+    """Within the request's Ω, which may be tighter than the bound that `plan_for` knows a plan by. Saved at `path`."""
     from hetero_infer.planner.fleet.fleet import plan_fleet, plan_one_or_several
     from hetero_infer.planner.requests import admitting, propose
     from hetero_infer.planner.search import find_plan
@@ -273,7 +283,7 @@ def plan_for(
         fleet = plan_fleet(request, time_limit_s=time_limit_s, gap=gap, replicas=config.planner_replicas)
     else:
         fleet = Fleet((find(request, time_limit_s),))
-    fleet = fleet.made_from(digest)
+    fleet = fleet.made_from(_inputs_digest(config, request))
     fleet.save(path)
     return fleet
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from hetero_infer.cost.latency import SPEC_SHEET, LatencyModel
 from hetero_infer.spec import Choice, Cluster, Device, Fleet, Link, Phase, Plan
 from hetero_infer.spec.evaluation import Perplexity
-from hetero_infer.spec.plan import SolverReport, num_micro_batches
+from hetero_infer.spec.plan import QualityPlan, SolverReport, num_micro_batches
 
 if TYPE_CHECKING:
     from hetero_infer.measure.agreement import Agreement
@@ -78,11 +78,7 @@ def plan_table(plan: Plan) -> str:
         ("prefill", f"{duration(estimate.prefill_s)} {predicted(plan)}, {_micro_batches(plan, Phase.PREFILL)}"),
         ("decode", f"{duration(estimate.decode_s)} {predicted(plan)}, {_micro_batches(plan, Phase.DECODE)}"),
         ("together", f"{duration(estimate.total_s)} {predicted(plan)}, {estimate.tokens_per_s:.1f} tokens/s"),
-        (
-            "quality",
-            f"loss {quality.predicted:.4f} of at most {quality.limit:.4f} {quality.unit}: perplexity "
-            f"+{math.expm1(quality.predicted):.1%} predicted, +{quality.max_perplexity_increase:.1%} at most",
-        ),
+        ("quality", _quality_words(quality)),
     ]
     if plan.solver:
         facts.append(("solver", _solver_words(plan.solver)))
@@ -96,6 +92,16 @@ def plan_table(plan: Plan) -> str:
         )
     table = text_table([head, *rows], right=(0, 5, 6, 7))
     return "\n".join([table, "", *(labelled(label, text) for label, text in facts)])
+
+
+def _quality_words(quality: QualityPlan) -> str:
+    measured = "" if quality.measured is None else f", {math.expm1(quality.measured):+.1%} measured on held-out text"
+    return (
+        f"loss {quality.predicted:.4f} of at most {quality.limit:.4f} {quality.unit}: perplexity "
+        f"+{math.expm1(quality.predicted):.1%} predicted{measured}, +{quality.max_perplexity_increase:.1%} at most"
+        + ", which is broken"
+        * quality.is_broken
+    )
 
 
 def explanation_text(plan: Plan, explanation: "Explanation") -> str:

@@ -30,7 +30,7 @@ def main() -> int:
     work = Path("out/demo")
     answers, summary_path = work / "answers.jsonl", work / "summary.json"
     config = RunConfig.load(CONFIG)
-    run("hetero-infer", "plan", "-c", CONFIG)
+    run("hetero-infer", "plan", "--hold", "-c", CONFIG)
     run(
         *("deepspeed", "--hostfile", config.hostfile, "--no_ssh_check", "--master_addr", "127.0.0.1", "--quiet"),
         *("launch/batch.py", "-c", CONFIG, "--plan", config.plan),

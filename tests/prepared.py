@@ -68,8 +68,8 @@ class TinyModel:
         torch.set_num_threads(1)
         shape = {"num_hidden_layers": 4, "tie_word_embeddings": True}
         self.folder = ModelFolder(write_tiny_model(path, with_tokenizer=True, **shape))
-        for name in ("calibration.txt", "heldout.txt"):
-            (path / name).write_text("A quick brown fox. " * 400)
+        (path / "calibration.txt").write_text("A quick brown fox. " * 400)
+        (path / "heldout.txt").write_text("A slow red hen. " * 200)
 
     def write_files(self, path: Path, hostfile: str, layers_per_stage: Sequence[int]) -> RunFiles:
         """A run over the hosts of this hostfile, with a plan of one stage for each slot; nothing is quantised yet."""

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from hetero_infer.spec import (
     UNQUANTISED,
     Choice,
     Fleet,
+    ModelSpec,
     Phase,
     Plan,
     ProfileRow,
@@ -50,6 +52,24 @@ work = "{path}/out"
 """
 
 
+def profile_by_hand(spec: ModelSpec, name: str, choices: Sequence[Choice], bit_s: float = 1e-4 / 16) -> ProfileTable:
+    """For up to 4 sequences of 16 + 8 tokens; fewer bits take less time."""
+    points = [(Phase.PREFILL, tokens, 0) for tokens in (8, 16)] + [(Phase.DECODE, 1, past) for past in (16, 23)]
+    return ProfileTable(
+        tuple(
+            ProfileRow(
+                "cpu", f"{name}{end}", spec.hidden_size, spec.intermediate_size, choice.bits, choice.group_size,
+                "float", phase, batch, tokens, past, 1e-4 * (1 + batch * tokens) + bit_s * choice.bits,
+            )
+            for choice in choices
+            for end in ("", *([f"#{EMBEDDING}", f"#{HEAD}"] if choice.bits == 16 else []))
+            for phase, tokens, past in points
+            for batch in (1, 2, 4)
+        ),
+        {"cpu.threads": "1", "cpu.neighbours": str(min(2, os.cpu_count() or 1) - 1)},
+    )  # fmt: skip
+
+
 class Run:
     """A config whose profile and sensitivity are there, so that nothing is measured."""
 
@@ -69,21 +89,7 @@ class Run:
         SensitivityTable("variance", folder.digest, windows.digest, "nats", choices, (losses,) * 4).save(
             path / "out" / "sensitivity.json"
         )
-        spec = folder.spec
-        points = [(Phase.PREFILL, tokens, 0) for tokens in (8, 16)] + [(Phase.DECODE, 1, past) for past in (16, 23)]
-        ProfileTable(
-            tuple(
-                ProfileRow(
-                    "cpu", f"tiny{end}", spec.hidden_size, spec.intermediate_size, choice.bits, choice.group_size,
-                    "float", phase, batch, tokens, past, 1e-4 * (1 + batch * tokens + choice.bits / 16),
-                )
-                for choice in choices
-                for end in ("", *([f"#{EMBEDDING}", f"#{HEAD}"] if choice.bits == 16 else []))
-                for phase, tokens, past in points
-                for batch in (1, 2, 4)
-            ),
-            {"cpu.threads": "1", "cpu.neighbours": str(min(2, os.cpu_count() or 1) - 1)},
-        ).save(path / "out" / "profile.csv")  # fmt: skip
+        profile_by_hand(folder.spec, "tiny", choices).save(path / "out" / "profile.csv")
 
     def set_memory(self, amount: str) -> None:
         (self.path / "hostfile").write_text(f"localhost slots=2  # gpu=cpu memory={amount} threads=1\n")

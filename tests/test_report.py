@@ -196,3 +196,14 @@ def test_a_comparison_has_a_line_for_each_planner_and_says_why_one_has_no_plan(n
     assert max(map(len, text.splitlines())) <= 120
     assert table[2].split()[:7] == ["this", "plan", "12.25", "s", "45.50", "s", "55.4"] and "62% of " in table[2]
     assert table[3].split() == ["uniform", "none"] and " ".join(" ".join(why).split()) == f"none uniform: {lacks}"
+
+
+def test_what_held_out_text_says_stands_beside_the_prediction() -> None:
+    plan = PLANS["one gpu"]
+
+    def said(measured: float | None) -> str:
+        return " ".join(plan_table(replace(plan, quality=replace(plan.quality, measured=measured))).split())
+
+    assert "+6.9% predicted, +10.0% at most" in said(None)
+    assert "+6.9% predicted, +1.0% measured on held-out text, +10.0% at most solver" in said(0.01)
+    assert "+22.1% measured on held-out text, +10.0% at most, which is broken" in said(0.2)

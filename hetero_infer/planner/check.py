@@ -89,15 +89,22 @@ def _quality_violations(plan: Plan, sensitivity: SensitivityTable) -> list[str]:
         ]
     if plan.quality is None:
         return []
+    said = []
+    if plan.quality.measured is not None and plan.quality.is_broken:
+        said.append(
+            f"perplexity {math.expm1(plan.quality.measured):+.2%} measured on held-out text, "
+            f"{plan.quality.max_perplexity_increase:+.2%} at most; 'hetero-infer plan --hold' makes a tighter plan; "
+            "where its bits were changed since, take measured out"
+        )
     loss = sensitivity.total(plan.layer_choices)
     losses = (*sensitivity.omega, *(sensitivity.of_kind(kind).values() for kind in ENDS))
     limit, largest = plan.quality.limit, max(map(max, losses))
-    if loss <= limit + QUALITY_TOLERANCE * largest:
-        return []
-    return [
-        f"Σω = {loss:.6g} {sensitivity.unit} is over the limit of {limit:.6g}; "
-        "give some layers more bits or raise max_perplexity_increase"
-    ]
+    if loss > limit + QUALITY_TOLERANCE * largest:
+        said.append(
+            f"Σω = {loss:.6g} {sensitivity.unit} is over the limit of {limit:.6g}; "
+            "give some layers more bits or raise max_perplexity_increase"
+        )
+    return said
 
 
 def _latency_violations(plan: Plan, latency: LatencyModel) -> list[str]:

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -87,12 +88,27 @@ class PlanEstimate:
 
 @dataclass(frozen=True)
 class QualityPlan:
-    """Σ ω of the plan's choices beside the limit Ω, both in `unit`."""
+    """Σ ω of the plan's choices beside the limit Ω, both in `unit`: below `allowed` where the plan was tightened.
+
+    `measured` is the loss on held-out text, in nats per token more than the unquantised model's, and `held_out` a
+    digest of all that it depends on besides this plan's model and bits. None where nobody measured it.
+    """
 
     max_perplexity_increase: float
     limit: float
     predicted: float
     unit: str
+    measured: float | None = None
+    held_out: str = ""
+
+    @property
+    def allowed(self) -> float:
+        """What the bound is in nats per token."""
+        return math.log1p(self.max_perplexity_increase)
+
+    @property
+    def is_broken(self) -> bool:
+        return self.measured is not None and self.measured > self.allowed
 
 
 @dataclass(frozen=True)
@@ -290,7 +306,10 @@ def read_promises(content: Mapping[str, Any], num_stages: int, where: str) -> di
     if estimate is not None:
         estimate = _read_estimate(estimate, num_stages, f"{where}, estimate")
     if quality is not None:
-        quality = QualityPlan(**read_fields(quality, kinds_of(QualityPlan), f"{where}, quality"))
+        kinds = kinds_of(QualityPlan)
+        optional: dict[str, type] = {"measured": float, "held_out": kinds.pop("held_out")}
+        required = {name: kind for name, kind in kinds.items() if name not in optional}
+        quality = QualityPlan(**read_fields(quality, required, f"{where}, quality", optional))
     return {"estimate": estimate, "quality": quality, "solver": read_solver(solver, f"{where}, solver")}
 
 

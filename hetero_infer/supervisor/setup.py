@@ -9,7 +9,7 @@ from pathlib import Path
 class Commands:
     """The beginnings of three command lines; what the run decides is appended."""
 
-    plan: tuple[str, ...] = (sys.executable, "-m", "hetero_infer", "plan")
+    plan: tuple[str, ...] = (sys.executable, "-m", "hetero_infer", "plan", "--hold")
     quantize: tuple[str, ...] = (sys.executable, "-m", "hetero_infer", "quantize")
     worker: tuple[str, ...] = (sys.executable, "-m", "hetero_infer.pipeline.worker")
 

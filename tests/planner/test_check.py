@@ -56,6 +56,14 @@ def test_lost_quality_is_said_with_its_limit(plan: Plan, request_: PlanRequest) 
     assert "over the limit" in sentence and "max_perplexity_increase" in sentence
 
 
+def test_a_bound_that_held_out_text_broke_is_said(plan: Plan, request_: PlanRequest) -> None:
+    assert plan.quality
+    allowed = plan.quality.allowed
+    assert violations(replace(plan, quality=replace(plan.quality, measured=allowed)), request_) == []
+    (sentence,) = violations(replace(plan, quality=replace(plan.quality, measured=2 * allowed)), request_)
+    assert "measured on held-out text" in sentence and "plan --hold" in sentence
+
+
 def test_a_choice_without_an_indicator_is_said(plan: Plan, request_: PlanRequest) -> None:
     odd = replace(FOUR, group_size=96)
     first = plan.stages[0]

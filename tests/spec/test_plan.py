@@ -44,7 +44,7 @@ FULL = replace(
         holdout_mean={"t4": 0.02},
         fits=(LayerFit("t4", "decoder", "4g64", "prefill", "regression", 0.02), LayerFit("cpu", *FIT_WITHOUT_HOLDOUT)),
     ),
-    quality=QualityPlan(0.05, 0.0488, 0.03, "nats"),
+    quality=QualityPlan(0.05, 0.0488, 0.03, "nats", 0.01, "ef01"),
     solver=SolverReport("HiGHS 1.15", "optimal", 3.7, 3.7, 0.0, 1.2),
     inputs_digest="abcd",
 )
@@ -60,7 +60,10 @@ def edited(tmp_path: Path, edit: object = None, plan: Plan = FULL) -> Path:
     return path
 
 
-@pytest.mark.parametrize("plan", [PLAN, FULL], ids=["bare", "full"])
+NOT_MEASURED = replace(FULL, quality=replace(FULL.quality, measured=None, held_out=""))
+
+
+@pytest.mark.parametrize("plan", [PLAN, NOT_MEASURED, FULL], ids=["bare", "not measured", "full"])
 def test_a_plan_is_the_same_after_writing_and_reading(plan: Plan, tmp_path: Path) -> None:
     path = edited(tmp_path, plan=plan)
     assert Plan.load(path) == plan
@@ -75,6 +78,16 @@ def test_a_layer_is_one_line_that_a_person_can_edit(tmp_path: Path) -> None:
     assert len(layers) == 6
     path.write_text(path.read_text().replace(layers[1], '{"bits": 8}', 1))
     assert Plan.load(path).layer_choices[1] == Choice(8, 64)
+
+
+def test_a_plan_from_before_held_out_text_was_measured_is_read(tmp_path: Path) -> None:
+    path = edited(tmp_path, lambda content: [content["quality"].pop(key) for key in ("measured", "held_out")])
+    assert Plan.load(path) == NOT_MEASURED
+
+
+@pytest.mark.parametrize(("measured", "is_broken"), [(None, False), (-0.01, False), (0.0487, False), (0.0488, True)])
+def test_a_bound_is_broken_by_what_was_measured_above_it(measured: float | None, is_broken: bool) -> None:
+    assert replace(FULL.quality, measured=measured).is_broken == is_broken, "log(1.05) = 0.04879…"
 
 
 def test_a_fit_is_one_line_too(tmp_path: Path) -> None:
