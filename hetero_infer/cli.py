@@ -317,7 +317,7 @@ def _evaluate(args: argparse.Namespace) -> int:
         fleet = Fleet.load(path)
         plan = _replica(args, fleet)
         prepare.refuse_other_model(fleet, path, config, folder.digest)
-        shards = ShardStore.of_model(args.checkpoint, folder.digest)
+        shards = ShardStore.of_model(args.checkpoint, folder.digest, plan.layer_choices)
         choices, ends = plan.decoder_choices, (plan.embedding_choice, plan.head_choice)
     model = single_process_model(folder, choices, shards, ends=ends)
     found = measure_perplexity(model, folder, args.text or config.text)

@@ -1,5 +1,10 @@
-"""Text files as tokens, by the model folder's own tokenizer. No special token is added."""
+"""Text files as tokens, by the model folder's own tokenizer. No special token is added.
 
+A file whose name ends in ``.jsonl`` has a text in each line, ``{"text": "…"}``, other keys beside it being of no
+interest; a blank line stands between them, as between the parts of a text file.
+"""
+
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,6 +16,7 @@ from tokenizers import Tokenizer
 from hetero_infer.checkpoint.model_folder import ModelFolder
 from hetero_infer.spec import InputError
 from hetero_infer.spec.errors import brief
+from hetero_infer.spec.fields import read_some_fields
 from hetero_infer.spec.files import digest_of, read_text
 from hetero_infer.spec.model import TOKENIZER_FILES
 
@@ -28,13 +34,33 @@ def read_tokens(folder: ModelFolder, text: Path) -> torch.Tensor:
         raise InputError(
             f"model {folder.path}: its tokenizer cannot be loaded ({brief(error)}), so the text {text} can't be read"
         ) from error
-    tokens = torch.tensor(encode(read_text(text, "text")), dtype=torch.int64)
+    tokens = torch.tensor(encode(read_prose(text)), dtype=torch.int64)
     if len(tokens) and tokens.max() >= folder.spec.vocab_size:
         raise InputError(
             f"model {folder.path}: its tokenizer gives the id {tokens.max()} for the text {text}, and the model has "
             f"{folder.spec.vocab_size}; put the tokenizer there that belongs to it"
         )
     return tokens
+
+
+def read_prose(path: Path) -> str:
+    """What a text file or the lines of a JSONL file say."""
+    content = read_text(path, "text")
+    if path.suffix != ".jsonl":
+        return content
+    lines = enumerate(content.split("\n"), 1)  # splitlines() would also cut within a JSON string
+    return "\n\n".join(_text_of(line, f"text {path}, line {number}") for number, line in lines if line.strip())
+
+
+def _text_of(line: str, where: str) -> str:
+    try:
+        content = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f'{where}: not JSON ({error}); each line is like {{"text": "…"}}') from error
+    text = str(read_some_fields(content, {"text": str}, where)["text"])
+    if not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise InputError(f"{where}: half of a surrogate pair is no character; take the \\ud… out")
+    return text
 
 
 def _encoder(path: Path) -> Callable[[str], list[int]]:

@@ -9,9 +9,8 @@ from torch.nn.functional import cross_entropy
 
 from hetero_infer.checkpoint.local_model import LocalModel
 from hetero_infer.checkpoint.model_folder import ModelFolder
-from hetero_infer.checkpoint.text import read_tokens
+from hetero_infer.checkpoint.text import read_prose, read_tokens
 from hetero_infer.spec import InputError
-from hetero_infer.spec.files import read_text
 
 MAX_CONTEXT_TOKENS = 512
 
@@ -48,7 +47,7 @@ def measure_perplexity(
         raise InputError(f"text {text}: it has {len(tokens)} tokens; perplexity needs at least 2")
     scored = sum(len(window) - 1 for window in windows)
     total = sum(mean_loss(model, window[None]) * (len(window) - 1) for window in windows)
-    num_bytes = len(read_text(text, "text").encode())
+    num_bytes = len(read_prose(text).encode())
     return Perplexity(total / scored, num_bytes / len(tokens), scored, context_tokens)
 
 

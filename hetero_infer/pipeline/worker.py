@@ -48,7 +48,7 @@ def _work(channel: WorkerChannel, plan: Plan, stage: int, config: RunConfig) -> 
 
     folder = ModelFolder(config.model)  # its digest was compared with the plan's when this host quantised
     is_quantised = any(choice.is_quantised for choice in plan.stages[stage].layers)
-    shards = ShardStore.of_model(config.checkpoint, plan.model["digest"]) if is_quantised else None
+    shards = ShardStore.of_model(config.checkpoint, plan.model["digest"], plan.layer_choices) if is_quantised else None
     peak_memory = PeakMemory(runtime.device)
     engine = build_engine(plan, stage, folder, shards, runtime)
     (_lead if stage == 0 else _follow)(channel, engine, plan)

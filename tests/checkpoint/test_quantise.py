@@ -51,9 +51,9 @@ def layers_made(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, Choice]]:
     made: list[tuple[int, Choice]] = []
     original = quantise._quantise
 
-    def spy(layer: CalibratedLayer, choice: Choice, shards: ShardStore) -> None:
+    def spy(layer: CalibratedLayer, choice: Choice, *rest: object) -> None:
         made.append((layer.index, choice))
-        original(layer, choice, shards)
+        original(layer, choice, *rest)
 
     monkeypatch.setattr(quantise, "_quantise", spy)
     return made
@@ -269,10 +269,10 @@ def test_a_kill_between_shards_keeps_the_finished_ones(
 ) -> None:
     original = quantise._quantise
 
-    def killed_at_layer_1(layer: CalibratedLayer, choice: Choice, shards: ShardStore) -> None:
+    def killed_at_layer_1(layer: CalibratedLayer, *rest: object) -> None:
         if layer.index == 1:
             raise KeyboardInterrupt
-        original(layer, choice, shards)
+        original(layer, *rest)
 
     monkeypatch.setattr(quantise, "_quantise", killed_at_layer_1)
     with pytest.raises(KeyboardInterrupt):
