@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -54,12 +55,15 @@ def quantise_layers(
             for choice in _choices_of("embedding", missing):
                 _round_embedding(folder, choice, shards)
                 bar.advance("embedding")
-            layers = calibrate(folder, windows, last, as_chosen if options.sequential else None)
-            for layer in layers if last else ():
-                for choice in _choices_of(layer.index, missing):
-                    _quantise(layer, choice, shards, bar.remark)
-                    bar.advance(f"{layer.name} at {choice}")
-                del layer  # before the next is loaded
+            if last:
+                # Late, as it takes auto-gptq and transformers with it; while no layer is held, as that holds its caller.
+                from hetero_infer.quant.gptq import quantise_linear
+
+                for layer in calibrate(folder, windows, last, as_chosen if options.sequential else None):
+                    for choice in _choices_of(layer.index, missing):
+                        _quantise(layer, choice, shards, quantise_linear, bar.remark)
+                        bar.advance(f"{layer.name} at {choice}")
+                    del layer  # before the next is loaded
     shards.write_recipe()
     return shards
 
@@ -76,18 +80,23 @@ def _choices_of(wanted: Layer, layers: Iterable[tuple[Layer, Choice]]) -> list[C
     return [choice for layer, choice in layers if layer == wanted]
 
 
-def _quantise(layer: CalibratedLayer, choice: Choice, shards: ShardStore, remark: Callable[[str], None]) -> None:
-    from hetero_infer.quant.gptq import quantise_linear  # late: it takes auto-gptq and transformers with it
-
+def _quantise(
+    layer: CalibratedLayer,
+    choice: Choice,
+    shards: ShardStore,
+    quantise_linear: Callable[..., dict[str, torch.Tensor]],
+    remark: Callable[[str], None],
+) -> None:
     options, tensors = shards.recipe.gptq, {}
     for name, statistics in layer.statistics.items():
-        weight = layer.module.get_submodule(name).weight
-
-        def pack(
-            rows: torch.Tensor, name: str = name, hessian: torch.Tensor = statistics.hessian
-        ) -> dict[str, torch.Tensor]:
-            return quantise_linear(rows, hessian, choice, options, lambda text: remark(f"{layer.name}, {name}: {text}"))
-
+        weight, where = layer.module.get_submodule(name).weight, f"{layer.name}, {name}"
+        pack = partial(
+            quantise_linear,
+            hessian=statistics.hessian,
+            choice=choice,
+            options=options,
+            tell=lambda text, where=where: remark(f"{where}: {text}"),
+        )
         packed = _in_blocks(weight, pack)
         tensors |= {f"{name}.{buffer}": tensor for buffer, tensor in packed.items()}
     shards.write(layer.index, choice, tensors)

@@ -1,5 +1,6 @@
 """GPTQ beside rounding to nearest: perplexity of held-out text with all decoder layers at one choice."""
 
+import math
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -9,7 +10,7 @@ from hetero_infer.bench.section import Demand, Section
 from hetero_infer.checkpoint.local_model import LocalModel, single_process_model
 from hetero_infer.checkpoint.quantise import quantise_layers
 from hetero_infer.checkpoint.text import CalibrationWindows
-from hetero_infer.measure.perplexity import measure_perplexity
+from hetero_infer.measure.perplexity import mean_loss
 from hetero_infer.models import layers_of
 from hetero_infer.quant.round_to_nearest import round_to_nearest
 from hetero_infer.spec import UNQUANTISED, Choice
@@ -22,11 +23,9 @@ VARIANTS: Mapping[str, GptqOptions] = {
     "act-order": GptqOptions(act_order=True),
     "sequential": GptqOptions(sequential=True),
     "both": GptqOptions(act_order=True, sequential=True),
-    "symmetric": GptqOptions(symmetric=True),
-    "damping 0.001": GptqOptions(damping=0.001),
-    "damping 0.1": GptqOptions(damping=0.1),
 }
 MOST_AT_8_BITS = 0.001  # of the unquantised model's perplexity
+HELDOUT_WINDOWS, HELDOUT_TOKENS = 32, 256  # the same for all that is compared
 
 
 def measure(shared: Path) -> Section:
@@ -83,7 +82,8 @@ def _rounded(trained: TrainedModel) -> Iterator[tuple[Choice, LocalModel]]:
 
 
 def _perplexity(trained: TrainedModel, model: LocalModel) -> float:
-    return measure_perplexity(model, trained.folder, trained.heldout).perplexity
+    windows = CalibrationWindows.from_text(trained.folder, trained.heldout, HELDOUT_WINDOWS, HELDOUT_TOKENS)
+    return math.exp(mean_loss(model, windows.token_ids))
 
 
 def _demands(name: str, increases: Mapping[Choice, Mapping[str, float]]) -> Iterator[Demand]:
