@@ -56,7 +56,7 @@ def quantise_layers(
                 _round_embedding(folder, choice, shards)
                 bar.advance("embedding")
             if last:
-                # Late, as it takes auto-gptq and transformers with it; while no layer is held, as that holds its caller.
+                # Late: it takes auto-gptq and transformers with it. While no layer is held: it keeps this frame.
                 from hetero_infer.quant.gptq import quantise_linear
 
                 for layer in calibrate(folder, windows, last, as_chosen if options.sequential else None):

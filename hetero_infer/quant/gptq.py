@@ -1,5 +1,6 @@
 """GPTQ (Frantar et al., arXiv 2210.17323) of one Linear, by auto-gptq's `GPTQ` class. Imported to make weights only."""
 
+import math
 from collections.abc import Callable
 from unittest import mock
 
@@ -12,6 +13,9 @@ from hetero_infer.quant.linear import pack_linear
 from hetero_infer.spec import Choice
 from hetero_infer.spec.gptq import PLAIN_GPTQ, GptqOptions
 
+# Columns whose errors reach the others together. A group must begin with a block: auto-gptq takes its scale from weights
+# that have not yet heard of the errors in their own block.
+BLOCK_COLUMNS = 128
 MORE_DAMPING = (0.01, 0.1, 1.0)  # where the Hessian is singular with what was asked for
 
 
@@ -51,7 +55,7 @@ def _quantise(
     gptq.quantizer.configure(choice.bits, perchannel=True, sym=options.symmetric)
     with mock.patch.object(torch.cuda, "synchronize"):  # its only CUDA call; there may be no CUDA
         scales, zeros, g_idx = gptq.fasterquant(
-            percdamp=damping, group_size=choice.group_size, actorder=options.act_order
+            math.gcd(BLOCK_COLUMNS, choice.group_size), damping, choice.group_size, options.act_order
         )
     if not linear.weight.isfinite().all():
         raise torch.linalg.LinAlgError("the inverse overflowed")
