@@ -13,8 +13,8 @@ from hetero_infer.quant.linear import pack_linear
 from hetero_infer.spec import Choice
 from hetero_infer.spec.gptq import PLAIN_GPTQ, GptqOptions
 
-# Columns whose errors reach the others together. A group must begin with a block: auto-gptq takes its scale from weights
-# that have not yet heard of the errors in their own block.
+# Columns whose errors reach those after them together. A group must begin with a block: auto-gptq takes its scale from
+# weights that have not heard of the errors in their own block yet.
 BLOCK_COLUMNS = 128
 MORE_DAMPING = (0.01, 0.1, 1.0)  # where the Hessian is singular with what was asked for
 
