@@ -16,6 +16,7 @@ from hetero_infer.spec.gptq import PLAIN_GPTQ, GptqOptions
 # Columns whose errors reach those after them together. A group must begin with a block: auto-gptq takes its scale from
 # weights that have not heard of the errors in their own block yet.
 BLOCK_COLUMNS = 128
+GRID = 20  # steps from the whole range to none, of which the first 80 % are tried
 MORE_DAMPING = (0.01, 0.1, 1.0)  # where the Hessian is singular with what was asked for
 
 
@@ -52,7 +53,7 @@ def _quantise(
     gptq.H = hessian.clone()
     gptq.nsamples = 1
     gptq.quantizer = _WholeRange()
-    gptq.quantizer.configure(choice.bits, perchannel=True, sym=options.symmetric)
+    gptq.quantizer.configure(choice.bits, perchannel=True, sym=options.symmetric, mse=options.search_scales, grid=GRID)
     with mock.patch.object(torch.cuda, "synchronize"):  # its only CUDA call; there may be no CUDA
         scales, zeros, g_idx = gptq.fasterquant(
             math.gcd(BLOCK_COLUMNS, choice.group_size), damping, choice.group_size, options.act_order

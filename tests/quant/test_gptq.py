@@ -1,10 +1,8 @@
-import math
-
 import pytest
 import torch
 from auto_gptq.nn_modules.qlinear.qlinear_cuda_old import QuantLinear as AutoGptqLinear
 
-from hetero_infer.quant.gptq import quantise_linear
+from hetero_infer.quant.gptq import _WholeRange, quantise_linear
 from hetero_infer.quant.linear import BLOCK_WEIGHTS, QuantLinear, pack_linear
 from hetero_infer.quant.packing import unpack_codes
 from hetero_infer.quant.round_to_nearest import pack_nearest, round_to_nearest
@@ -127,7 +125,7 @@ def test_a_symmetric_grid_reaches_weights_of_one_sign(sign: int) -> None:
 
 def test_without_any_input_everything_is_rounded_to_nearest() -> None:
     weight = torch.randn(8, 64, generator=torch.Generator().manual_seed(4))
-    found = quantise_linear(weight, torch.zeros(64, 64), Choice(4, 32))
+    found = quantise_linear(weight, torch.zeros(64, 64), Choice(4, 32), GptqOptions(search_scales=False))
     expected = pack_nearest(weight, Choice(4, 32))
     assert all(torch.equal(found[name], buffer) for name, buffer in expected.items())
 
@@ -162,17 +160,32 @@ def test_the_usual_damping_needs_no_more() -> None:
     assert said == []
 
 
-@pytest.mark.parametrize("group_size", [32, 64, 96])
-def test_a_groups_scale_is_of_weights_that_have_heard_of_all_errors_before(
-    group_size: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """With auto-gptq's own blocks of 128 columns it is not, and the result is worse."""
-    x = correlated_inputs(1024, 384)
-    weight = torch.randn(64, 384, generator=torch.Generator().manual_seed(6))
+def test_searched_scales_leave_less_error_in_few_bits() -> None:
+    weight = torch.randn(32, 256, generator=torch.Generator().manual_seed(4))
     errors = []
-    for gcd in (math.gcd, lambda columns, group: columns):
-        monkeypatch.setattr("hetero_infer.quant.gptq.math.gcd", gcd)
-        linear = QuantLinear(Choice(3, group_size), 384, 64)
-        linear.load_state_dict(quantise_linear(weight, 2 * x.t() @ x / len(x), Choice(3, group_size)))
-        errors.append((linear(x) - x @ weight.t()).norm())
-    assert errors[0] < 0.97 * errors[1]
+    for searched in (True, False):
+        linear = QuantLinear(Choice(3, 128), 256, 32)
+        options = GptqOptions(search_scales=searched)
+        linear.load_state_dict(quantise_linear(weight, torch.eye(256), Choice(3, 128), options))
+        errors.append((linear.dequantised(torch.float32).t() - weight).norm())
+    assert errors[0] < 0.95 * errors[1]
+
+
+@pytest.mark.parametrize("group_size", [32, 96, 160])
+def test_every_group_begins_with_a_block(group_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its scale is of weights that have heard of all errors before: quantised after those, it comes out the same."""
+    seen = []
+    find_params = _WholeRange.find_params
+
+    def spy(grid: _WholeRange, x: torch.Tensor, weight: bool = False) -> None:
+        seen.append(x.clone())
+        find_params(grid, x, weight)
+
+    monkeypatch.setattr(_WholeRange, "find_params", spy)
+    x = correlated_inputs(512, 320)
+    weight = torch.randn(8, 320, generator=torch.Generator().manual_seed(6))
+    quantise_linear(weight, 2 * x.t() @ x / len(x), Choice(3, group_size))
+    groups = seen[1:]  # the first is of the whole weight
+    assert [group.shape[1] for group in groups] == [len(part) for part in torch.arange(320).split(group_size)]
+    for group, original in list(zip(groups, weight.split(group_size, 1), strict=True))[1:]:
+        assert not torch.isclose(group, original).all(0).any()  # each column has changed

@@ -32,7 +32,7 @@ def test_the_least_that_must_be_said_is_enough(tmp_path: Path) -> None:
     assert config.choices == tuple(Choice(bits, 0 if bits == 16 else 64) for bits in (3, 4, 8, 16))
     assert config.embedding_choices == config.head_choices == (Choice(16),)
     assert config.plan == Path("out/plan.json")
-    assert config.gptq == GptqOptions(damping=0.01, symmetric=False, act_order=False, sequential=False)
+    assert config.gptq == GptqOptions(0.01, symmetric=False, act_order=False, search_scales=True, sequential=False)
     assert config.calibration == Path("my-model/calibration.txt")
     assert (config.host, config.port) == ("127.0.0.1", 8000)
 
