@@ -20,6 +20,7 @@ CHOICES = tuple(Choice(bits, group_size) for bits in (8, 4, 3) for group_size in
 NEAREST, PLAIN = "nearest", "gptq"
 VARIANTS: Mapping[str, GptqOptions] = {
     PLAIN: GptqOptions(),
+    "whole range": GptqOptions(search_scales=False),
     "act-order": GptqOptions(act_order=True),
     "sequential": GptqOptions(sequential=True),
     "both": GptqOptions(act_order=True, sequential=True),
