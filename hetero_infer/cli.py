@@ -331,7 +331,8 @@ def _evaluate(args: argparse.Namespace) -> int:
         fleet = Fleet.load(path)
         plan = _replica(args, fleet)
         prepare.refuse_other_model(fleet, path, config, folder.digest)
-        shards = None if folder.spec.stored_choices else ShardStore.of_model(args.checkpoint, folder.digest)
+        if not folder.spec.stored_choices:
+            shards = ShardStore.of_model(args.checkpoint, folder.digest, plan.layer_choices)
         choices, ends = plan.decoder_choices, (plan.embedding_choice, plan.head_choice)
     prompts = prepare.prompts_of(args.agreement, folder) if args.agreement else []
     answers = greedy_answers(single_process_model(folder), prompts) if prompts else []  # first: one model in memory

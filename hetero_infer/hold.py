@@ -18,7 +18,8 @@ from hetero_infer.checkpoint.shards import ShardStore
 from hetero_infer.measure.held_out import HeldOutText, loss_increase
 from hetero_infer.planner.tighten import next_limit
 from hetero_infer.spec import Fleet, InfeasibleError, InputError, Plan, QualityPlan, RunConfig
-from hetero_infer.spec.files import digest_of, read_text
+from hetero_infer.spec.files import digest_of
+from hetero_infer.spec.prose import read_prose
 from hetero_infer.supervisor.say import say
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def held_out_text(config: RunConfig) -> HeldOutText | None:
     if folder.spec.stored_choices:
         return None
     text = HeldOutText.read(folder, config.text)
-    held_out, calibration = (read_text(path, "text").strip() for path in (config.text, config.calibration))
+    held_out, calibration = (read_prose(path).strip() for path in (config.text, config.calibration))
     if held_out in calibration or calibration in held_out:
         raise InputError(
             f"[quality] text {config.text} and calibration {config.calibration} are the same, or one is a part of the "
@@ -90,7 +91,7 @@ def measured(fleet: Fleet, config: RunConfig, text: HeldOutText) -> Fleet:
     losses: dict[str, float] = {}  # by all that they depend on: replicas may be alike
 
     def with_loss(plan: Plan) -> Plan:
-        shards = ShardStore.of_model(config.checkpoint, text.folder.digest)
+        shards = ShardStore.of_model(config.checkpoint, text.folder.digest, plan.layer_choices)
         held_out = digest_of(plan.fingerprint, text.digest, asdict(shards.recipe))
         quality = _quality(plan)
         if quality.held_out == held_out:

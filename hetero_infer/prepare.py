@@ -5,6 +5,7 @@ Each is a file that a person can read, and says what it was made from; what stil
 
 import math
 import os
+from collections import defaultdict
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -27,6 +28,7 @@ from hetero_infer.spec.cluster import device_to_json
 from hetero_infer.spec.config import DEMO_MODEL
 from hetero_infer.spec.files import digest_of, read_text
 from hetero_infer.spec.gpu_type import GPU_TYPES
+from hetero_infer.spec.model import Layer
 from hetero_infer.spec.profile import DECODER, EMBEDDING, HEAD
 from hetero_infer.spec.requests import RealRequests, RequestLengths, average, longest, read_trace
 
@@ -302,16 +304,17 @@ def quantise(
     violations = [violation for replica in fleet.replicas for violation in fit_violations(replica, folder.spec)]
     if violations:
         raise InfeasibleError(f"plan {plan_path}: {'; '.join(violations)}")
-    wanted = [
-        (folder.spec.layer_at(position), replica.layer_choices[position])
-        for replica, stage in map(fleet.stage_on, devices)
-        for position in range(*replica.bounds[stage : stage + 2])
-    ]
-    for layer, choice in wanted:
-        folder.spec.refuse_unlike_stored(layer, choice)
+    wanted: dict[tuple[Choice, ...], list[tuple[Layer, Choice]]] = defaultdict(list)  # by what their weights depend on
+    for replica, stage in map(fleet.stage_on, devices):
+        for position in range(*replica.bounds[stage : stage + 2]):
+            layer, choice = folder.spec.layer_at(position), replica.layer_choices[position]
+            folder.spec.refuse_unlike_stored(layer, choice)
+            wanted[replica.layer_choices if config.gptq.sequential else ()].append((layer, choice))
     if folder.spec.stored_choices:
         return folder.path
-    quantise_layers(folder, wanted, calibration_windows(folder, config), checkpoint, progress)
+    windows = calibration_windows(folder, config)
+    for layer_choices, layers in wanted.items():
+        quantise_layers(folder, layers, windows, checkpoint, config.gptq, layer_choices, progress)
     return checkpoint
 
 
@@ -322,7 +325,7 @@ def export(plan: Plan, config: RunConfig, checkpoint: Path, directory: Path) -> 
     from hetero_infer.checkpoint.shards import ShardStore
 
     folder = ModelFolder(config.model)
-    shards = None if folder.spec.stored_choices else ShardStore.of_model(checkpoint, folder.digest)
+    shards = None if folder.spec.stored_choices else ShardStore.of_model(checkpoint, folder.digest, plan.layer_choices)
     return export_model(folder, plan.layer_choices, shards, directory)
 
 

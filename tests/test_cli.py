@@ -593,9 +593,11 @@ def test_what_one_replica_breaks_is_told_of_that_one(
     assert violations and all(each.startswith("replica 1: ") for each in violations)
 
 
+@pytest.mark.parametrize("sequential", ["false", "true"])
 def test_layers_are_quantised_for_all_replicas_or_for_some_devices(
-    run: Run, fleet_path: Path, capsys: pytest.CaptureFixture[str]
+    sequential: str, run: Run, fleet_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    run.config.write_text(f"{run.config.read_text()}[gptq]\nsequential = {sequential}\n")
     fleet = Fleet.load(fleet_path)
     bits = {"localhost:0": Choice(8, 64), "localhost:1": Choice(4, 64)}
     stages = [StagePlan(device, (UNQUANTISED, *[choice] * 4, UNQUANTISED)) for device, choice in bits.items()]

@@ -1,7 +1,8 @@
 """The calibration pass: what the Linears of decoder layers and head see, one unquantised layer in memory at a time.
 
 Every layer gets the inputs that the *unquantised* layers before it make, so its statistics, and the shards made from
-them, do not depend on what a plan chose for other layers.
+them, do not depend on what a plan chose for other layers; or, in sequence, those that the layers before it make as
+they were quantised.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,7 +16,7 @@ from hetero_infer.checkpoint.model_folder import ModelFolder
 from hetero_infer.checkpoint.text import CalibrationWindows
 from hetero_infer.models import KVCache, MicroBatch, layers_of
 from hetero_infer.models.micro_batch import pad_rows
-from hetero_infer.spec import Phase
+from hetero_infer.spec import InputError, Phase
 from hetero_infer.spec.model import Layer
 
 ROWS_AT_ONCE = 2048  # of the windows that one forward pass works on
@@ -38,10 +39,23 @@ class CalibratedLayer:
     module: nn.Module
     statistics: Mapping[str, InputStatistics]
 
+    @property
+    def name(self) -> str:
+        return f"layer {self.index}" if isinstance(self.index, int) else self.index
 
-def calibrate(folder: ModelFolder, windows: CalibrationWindows, num_layers: int) -> Iterator[CalibratedLayer]:
-    """The first `num_layers` decoder layers, in order, and the head if it is one more than there are. Held at once: one
-    layer and the hidden states of all windows."""
+
+def calibrate(
+    folder: ModelFolder,
+    windows: CalibrationWindows,
+    num_layers: int,
+    as_chosen: Callable[[int], nn.Module] | None = None,
+) -> Iterator[CalibratedLayer]:
+    """The first `num_layers` decoder layers, in order, and the head if it is one more than there are.
+
+    `as_chosen` gives the layer at a place of the pipeline by which the layers after it are calibrated, and is asked
+    when its calibrated one has been taken; without it that is the unquantised one. Held at once, if the caller lets
+    go of a layer before it asks for the next: one layer and the hidden states of all windows.
+    """
     spec = folder.spec
     num_windows, tokens = windows.token_ids.shape
     windows_at_once = max(1, ROWS_AT_ONCE // tokens)
@@ -50,7 +64,7 @@ def calibrate(folder: ModelFolder, windows: CalibrationWindows, num_layers: int)
         for first in range(0, num_windows, windows_at_once)
         for count in [min(windows_at_once, num_windows - first)]
     ]
-    embedding = load_layer(folder, 0)
+    embedding = as_chosen(0) if as_chosen else load_layer(folder, 0)
     cache = KVCache([], 0, tokens, spec.num_key_value_heads, spec.head_dim)
     with torch.no_grad():
         hidden = [
@@ -64,12 +78,34 @@ def calibrate(folder: ModelFolder, windows: CalibrationWindows, num_layers: int)
         watch = _InputWatch(layer, definition.matrices)
         with torch.no_grad():
             for number, batch in enumerate(batches):
-                hidden[number] = layer(hidden[number], batch, cache)
+                output = layer(hidden[number], batch, cache)
                 watch.count(batch.live_rows)
+                if not as_chosen:
+                    hidden[number] = output
         watch.remove()
-        yield CalibratedLayer(index, layer, watch.statistics())
+        calibrated = CalibratedLayer(index, layer, watch.statistics())
+        _refuse_infinite(folder, calibrated)
+        yield calibrated
+        del layer, watch, calibrated
+        if as_chosen:
+            chosen = as_chosen(1 + index)
+            with torch.no_grad():
+                for number, batch in enumerate(batches):
+                    hidden[number] = chosen(hidden[number], batch, cache)
+            del chosen
     if num_layers > spec.num_hidden_layers:
-        yield _calibrated_head(folder, hidden, [batch.live_rows for batch in batches])
+        head = _calibrated_head(folder, hidden, [batch.live_rows for batch in batches])
+        _refuse_infinite(folder, head)
+        yield head
+
+
+def _refuse_infinite(folder: ModelFolder, layer: CalibratedLayer) -> None:
+    for name, statistics in layer.statistics.items():
+        if not statistics.hessian.isfinite().all():
+            raise InputError(
+                f"model {folder.path}: {layer.name}, {name}: its inputs pass what float32 can hold on the calibration "
+                "text, or are no numbers; mend the weights before it, or give another text"
+            )
 
 
 def _calibrated_head(folder: ModelFolder, hidden: Sequence[torch.Tensor], live_rows: Sequence[int]) -> CalibratedLayer:

@@ -1,9 +1,10 @@
 """`ShardStore`: quantised layers on disk, one safetensors file per layer, choice and all it depends on.
 
 A shard is named by a digest of all that its content depends on, so a shard of the right name is right, whichever plan
-asked for it. Its header says the same in words and gives the SHA-256 of its tensors; `manifest.json` repeats the
-headers for people and is made anew from them after every shard. Every file is written beside and renamed: a kill
-leaves whole shards only.
+asked for it. Where layers are calibrated one on the other, that is also the choices of all layers before it, in their
+order: such a store is that of one plan's choices. A shard's header says the same in words and gives the SHA-256 of its
+tensors; `manifest.json` repeats the headers for people and is made anew from them after every shard. Every file is
+written beside and renamed: a kill leaves whole shards only.
 
 How a worker finds its shards without the calibration text: the quantise step ends by writing
 `recipe-<model digest>.json`, which holds what all its shards have in common (model, calibration windows, GPTQ
@@ -12,7 +13,7 @@ options). A plan names the model's digest and the choice of each layer; recipe, 
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,10 +24,13 @@ from safetensors.torch import save
 
 from hetero_infer.checkpoint.pieces import read_tensor
 from hetero_infer.spec import Choice, InputError
+from hetero_infer.spec.errors import located
+from hetero_infer.spec.fields import kinds_of, read_fields
 from hetero_infer.spec.files import digest_of, read_json, write_atomically
+from hetero_infer.spec.gptq import GptqOptions
 from hetero_infer.spec.model import Layer
 
-FORMAT = 2
+FORMAT = 3
 HEADER = "hetero_infer"  # one metadata entry only: safetensors writes several in any order
 UNREADABLE = (SafetensorError, OSError, KeyError, TypeError, ValueError)
 
@@ -37,28 +41,35 @@ class Recipe:
 
     model: str
     calibration: str
-    damping: float
-    symmetric: bool
+    gptq: GptqOptions
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any], where: str) -> "Recipe":
+        said = read_fields(content, {"format": int, "model": str, "calibration": str, "gptq": dict}, where)
+        with located(where):
+            gptq = GptqOptions(**read_fields(said["gptq"], kinds_of(GptqOptions), f"{where}: gptq"))
+        return cls(said["model"], said["calibration"], gptq)
 
 
 class ShardStore:
-    """The shards of one recipe in the checkpoint folder `path`, which may hold others too."""
+    """The shards of one recipe in the checkpoint folder `path`, which may hold others too.
 
-    def __init__(self, path: Path, recipe: Recipe) -> None:
+    `layer_choices` are those of `[embedding, decoder 0, …, head]`; only shards of a sequential recipe ask for them.
+    """
+
+    def __init__(self, path: Path, recipe: Recipe, layer_choices: Sequence[Choice] = ()) -> None:
         self.path = path
         self.recipe = recipe
+        self.layer_choices = layer_choices
 
     @classmethod
-    def of_model(cls, path: Path, model_digest: str) -> "ShardStore":
+    def of_model(cls, path: Path, model_digest: str, layer_choices: Sequence[Choice] = ()) -> "ShardStore":
         """The store as the last finished quantise step for this model left it."""
         recipe_path = _recipe_path(path, model_digest)
         if not recipe_path.exists():
             raise InputError(f"checkpoint {path}: nothing there for the model {model_digest}; quantise it first")
         content = read_json(recipe_path, "checkpoint recipe", FORMAT)
-        try:
-            return cls(path, Recipe(**{name: value for name, value in content.items() if name != "format"}))
-        except TypeError as error:
-            raise InputError(f"checkpoint recipe {recipe_path}: {error}; delete it and quantise again") from error
+        return cls(path, Recipe.from_json(content, f"checkpoint recipe {recipe_path}"), layer_choices)
 
     def file_of(self, layer: Layer, choice: Choice) -> Path:
         stem = f"layer{layer:03}" if isinstance(layer, int) else layer
@@ -95,7 +106,13 @@ class ShardStore:
         write_atomically(_recipe_path(self.path, self.recipe.model), json.dumps(content, indent=1) + "\n")
 
     def _key(self, layer: Layer, choice: Choice) -> dict[str, Any]:
-        return {"format": FORMAT, "layer": layer, "choice": choice.to_json(), "depends_on": asdict(self.recipe)}
+        key = {"format": FORMAT, "layer": layer, "choice": choice.to_json(), "depends_on": asdict(self.recipe)}
+        return key | ({"layers_before": self._choices_before(layer)} if self.recipe.gptq.sequential else {})
+
+    def _choices_before(self, layer: Layer) -> list[dict[str, Any]]:
+        assert self.layer_choices, "layers that are calibrated one on the other belong to a plan"
+        position = {"embedding": 0, "head": -1}[layer] if isinstance(layer, str) else 1 + layer
+        return [choice.to_json() for choice in self.layer_choices[:position]]
 
     def _write_manifest(self) -> None:
         shards: dict[str, Any] = {}

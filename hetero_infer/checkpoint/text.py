@@ -12,8 +12,9 @@ from hetero_infer.checkpoint.model_folder import ModelFolder
 from hetero_infer.spec import InputError
 from hetero_infer.spec.errors import brief
 from hetero_infer.spec.evaluation import TokenisedText
-from hetero_infer.spec.files import digest_of, read_text
+from hetero_infer.spec.files import digest_of
 from hetero_infer.spec.model import TOKENIZER_FILES
+from hetero_infer.spec.prose import read_prose
 
 NUM_WINDOWS = 32
 WINDOW_TOKENS = 256
@@ -33,7 +34,7 @@ def read_tokenised(folder: ModelFolder, text: Path) -> TokenisedText:
         raise InputError(
             f"model {folder.path}: its tokenizer cannot be loaded ({brief(error)}), so the text {text} can't be read"
         ) from error
-    content = read_text(text, "text")
+    content = read_prose(text)
     tokens, ends = encode(content)
     return TokenisedText.of(text, content, tokens, ends, model=folder.path, vocab_size=folder.spec.vocab_size)
 

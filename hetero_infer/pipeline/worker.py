@@ -48,7 +48,7 @@ def _work(channel: WorkerChannel, plan: Plan, stage: int, config: RunConfig) -> 
 
     folder = ModelFolder(config.model)  # its digest was compared with the plan's when this host quantised
     has_shards = any(choice.is_quantised for choice in plan.stages[stage].layers) and not folder.spec.stored_choices
-    shards = ShardStore.of_model(config.checkpoint, plan.model["digest"]) if has_shards else None
+    shards = ShardStore.of_model(config.checkpoint, plan.model["digest"], plan.layer_choices) if has_shards else None
     peak_memory = PeakMemory(runtime.device)
     engine = build_engine(plan, stage, folder, shards, runtime)
     (_lead if stage == 0 else _follow)(channel, engine, plan)

@@ -14,7 +14,7 @@ from hetero_infer.serving.request import Request
 from hetero_infer.serving.served_model import ServedModel
 from hetero_infer.spec import InputError, ModelSpec, RunConfig
 from hetero_infer.spec.evaluation import Evaluation, Perplexity, TokenisedText, Window
-from hetero_infer.spec.files import read_text
+from hetero_infer.spec.prose import read_prose
 from hetero_infer.spec.sampling import Sampling
 
 
@@ -34,7 +34,7 @@ class EvaluationJob:
     def open(self, config: RunConfig) -> None:
         self._model_folder = config.model
         self.text = self.text or config.text
-        self._content = read_text(self.text, "text")
+        self._content = read_prose(self.text)
 
     async def run(self, pipelines: Sequence[Pipeline]) -> None:
         # In a thread: loading, or a long text, must not keep the supervisor from its heartbeats.

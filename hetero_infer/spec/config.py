@@ -11,8 +11,9 @@ from typing import Any
 from hetero_infer.spec.choice import BITWIDTHS, DEFAULT_GROUP_SIZE, UNQUANTISED, Choice
 from hetero_infer.spec.cluster import Cluster, Link
 from hetero_infer.spec.errors import InputError, located
-from hetero_infer.spec.fields import nearest, read_value
+from hetero_infer.spec.fields import kinds_of, nearest, read_value
 from hetero_infer.spec.files import read_text
+from hetero_infer.spec.gptq import GptqOptions
 from hetero_infer.spec.links import LinkTable
 from hetero_infer.spec.model import TOKENIZER_FILES, ModelSpec
 from hetero_infer.spec.objective import Objective
@@ -46,6 +47,7 @@ class RunConfig:
     choices: tuple[Choice, ...]
     embedding_choices: tuple[Choice, ...]
     head_choices: tuple[Choice, ...]
+    gptq: GptqOptions
     sensitivity: Path
     indicator: str
     checkpoint: Path
@@ -122,6 +124,7 @@ class RunConfig:
             choices=reader.choices("quality", "choices", DECODER_BITS),
             embedding_choices=reader.choices("quality", "embedding", END_BITS),
             head_choices=reader.choices("quality", "head", END_BITS),
+            gptq=reader.gptq_options(),
             sensitivity=Path(reader.take("quality", "sensitivity", str, str(work / "sensitivity.json"))),
             indicator=reader.take("quality", "indicator", str, METHODS[0]),
             checkpoint=Path(reader.take("paths", "checkpoint", str, str(work / "checkpoint"))),
@@ -252,6 +255,12 @@ class _Reader:
             if choices.count(choice) > 1:
                 raise InputError(f"{self.where}: [{table}] {key} has {choice} bits twice")
         return tuple(sorted(choices))
+
+    def gptq_options(self) -> GptqOptions:
+        kinds = kinds_of(GptqOptions)
+        said = {key: self.take("gptq", key, kind, getattr(GptqOptions, key)) for key, kind in kinds.items()}
+        with located(self.where):
+            return GptqOptions(**said)
 
     def refuse_the_rest(self) -> None:
         for table, entries in self.content.items():

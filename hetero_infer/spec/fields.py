@@ -9,7 +9,14 @@ from typing import Any
 
 from hetero_infer.spec.errors import InputError
 
-KINDS = {int: "a whole number", float: "a number", str: "a string", list: "a list", dict: "a table of keys"}
+KINDS = {
+    int: "a whole number",
+    float: "a number",
+    str: "a string",
+    bool: "true or false",
+    list: "a list",
+    dict: "a table of keys",
+}
 Kinds = Mapping[str, type]
 
 
@@ -34,7 +41,7 @@ def read_some_fields(content: object, required: Kinds, where: str, optional: Kin
 
 def read_value(value: object, kind: type, place: str) -> Any:
     """`value`, being of the `kind`. A whole number is a number, too; a truth value is none, and neither is NaN."""
-    if isinstance(value, bool) or not isinstance(value, (int, float) if kind is float else kind):
+    if isinstance(value, bool) != (kind is bool) or not isinstance(value, (int, float) if kind is float else kind):
         raise InputError(f"{place} = {reprlib.repr(value)} is not {KINDS[kind]}")
     if isinstance(value, int | float) and not is_finite(value):
         raise InputError(f"{place} = {reprlib.repr(value)} is not a finite number")

@@ -12,9 +12,9 @@ from safetensors.torch import save_file
 from hetero_infer.checkpoint.shards import Recipe, ShardStore
 from hetero_infer.cost.memory import decoder_layer_bytes
 from hetero_infer.models import layers_of
-from hetero_infer.quant.gptq_options import DAMPING, SYMMETRIC
 from hetero_infer.quant.linear import linear_for
 from hetero_infer.spec import UNQUANTISED, Choice, ModelSpec
+from hetero_infer.spec.gptq import PLAIN_GPTQ
 from tests.tiny_model import TINY
 
 NUM_LAYERS, MODEL_DIGEST = 16, "made for this test"
@@ -91,7 +91,7 @@ def test_a_stage_loads_within_its_weights_and_one_layer(choice: Choice, model: P
 
 def _write_shards(path: Path, choice: Choice) -> None:
     """Of equal zeros: what is in them does not matter here."""
-    shards = ShardStore(path, Recipe(MODEL_DIGEST, "", DAMPING, SYMMETRIC))
+    shards = ShardStore(path, Recipe(MODEL_DIGEST, "", PLAIN_GPTQ))
     tensors = {
         f"{part}.{buffer}": tensor
         for part, linear in SPEC.linears.items()

@@ -1,7 +1,7 @@
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -19,6 +19,7 @@ from hetero_infer.checkpoint.text import CalibrationWindows
 from hetero_infer.quant.linear import QuantLinear
 from hetero_infer.quant.round_to_nearest import pack_nearest, round_to_nearest
 from hetero_infer.spec import UNQUANTISED, Choice, InputError
+from hetero_infer.spec.gptq import GptqOptions
 from tests.tiny_model import BLOOM, OPT, TINY, write_tiny_model
 
 MIXED = (Choice(3, 32), Choice(4, 64), UNQUANTISED, Choice(8, 32))
@@ -51,9 +52,9 @@ def layers_made(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, Choice]]:
     made: list[tuple[int, Choice]] = []
     original = quantise._quantise
 
-    def spy(layer: CalibratedLayer, choice: Choice, shards: ShardStore) -> None:
+    def spy(layer: CalibratedLayer, choice: Choice, *rest: object) -> None:
         made.append((layer.index, choice))
-        original(layer, choice, shards)
+        original(layer, choice, *rest)
 
     monkeypatch.setattr(quantise, "_quantise", spy)
     return made
@@ -269,10 +270,10 @@ def test_a_kill_between_shards_keeps_the_finished_ones(
 ) -> None:
     original = quantise._quantise
 
-    def killed_at_layer_1(layer: CalibratedLayer, choice: Choice, shards: ShardStore) -> None:
+    def killed_at_layer_1(layer: CalibratedLayer, *rest: object) -> None:
         if layer.index == 1:
             raise KeyboardInterrupt
-        original(layer, choice, shards)
+        original(layer, *rest)
 
     monkeypatch.setattr(quantise, "_quantise", killed_at_layer_1)
     with pytest.raises(KeyboardInterrupt):
@@ -312,3 +313,66 @@ def test_the_runtime_imports_neither_auto_gptq_nor_transformers() -> None:
         "assert not {'auto_gptq', 'transformers'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_what_was_quantised_is_told_in_lines_where_there_is_no_terminal(
+    folder: ModelFolder, windows: CalibrationWindows, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wanted = [(0, MIXED[0]), (1, MIXED[1])]
+    quantise_layers(folder, wanted, windows, tmp_path / "told", progress=True)
+    assert capsys.readouterr().err == "quantised 2 of 2 layers, 0 s left\n"
+    quantise_layers(folder, wanted, windows, tmp_path / "untold")
+    assert capsys.readouterr().err == ""
+
+
+def test_a_text_that_says_too_little_for_the_damping_is_told_and_used(
+    folder: ModelFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Eight tokens for 48 and more features, and nothing to damp them with."""
+    few = CalibrationWindows(torch.arange(8)[None])
+    shards = quantise_layers(folder, [(0, MIXED[0]), (0, MIXED[1])], few, tmp_path, GptqOptions(damping=0))
+    lines = capsys.readouterr().err.splitlines()
+    assert "layer 0, self_attn.q_proj: its Hessian is singular with damping = 0; 0.01 was taken" in lines
+    assert len(lines) == len(set(lines)) == 7  # of each Linear once, for both choices
+    model = single_process_model(folder, [MIXED[0], *[UNQUANTISED] * 3], shards)
+    assert model.logits(torch.arange(50)[None]).isfinite().all()
+
+
+def test_other_options_are_other_shards(folder: ModelFolder, windows: CalibrationWindows, tmp_path: Path) -> None:
+    options = [GptqOptions(), GptqOptions(damping=0.02), GptqOptions(symmetric=True), GptqOptions(act_order=True)]
+    stores = [quantise_layers(folder, [(0, MIXED[0])], windows, tmp_path, each) for each in options]
+    contents = {store.file_of(0, MIXED[0]).read_bytes() for store in stores}
+    assert len({store.file_of(0, MIXED[0]) for store in stores}) == len(contents) == 4
+    assert ShardStore.of_model(tmp_path, folder.digest).recipe.gptq == options[-1]  # as the last step left it
+
+
+def test_a_model_in_act_order_equals_one_with_the_dequantised_weights(
+    folder: ModelFolder, windows: CalibrationWindows, tmp_path: Path
+) -> None:
+    shards = quantise_layers(folder, enumerate(MIXED), windows, tmp_path, GptqOptions(act_order=True))
+    order = shards.read(0, MIXED[0])["mlp.down_proj.g_idx"]
+    assert not torch.equal(order, order.sort().values)
+    mixed, plain = (single_process_model(folder, MIXED, shards, dequantised=how) for how in (False, True))
+    assert torch.equal(mixed.logits(torch.arange(50)[None]), plain.logits(torch.arange(50)[None]))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (lambda recipe: recipe.pop("gptq"), "gptq is missing"),
+        (lambda recipe: recipe.update(damping=0.01), "damping is not known"),
+        (lambda recipe: recipe["gptq"].pop("sequential"), "gptq: sequential is missing"),
+        (lambda recipe: recipe["gptq"].update(act_order=1), "gptq: act_order = 1 is not true or false"),
+        (lambda recipe: recipe["gptq"].update(damping=2), "damping = 2: a share"),
+    ],
+)
+def test_a_recipe_that_was_edited_is_named(
+    spoil: Callable[[dict], object], says: str, folder: ModelFolder, windows: CalibrationWindows, tmp_path: Path
+) -> None:
+    quantise_layers(folder, [], windows, tmp_path)
+    (path,) = tmp_path.glob("recipe-*.json")
+    recipe = json.loads(path.read_text())
+    spoil(recipe)
+    path.write_text(json.dumps(recipe))
+    with pytest.raises(InputError, match=f"checkpoint recipe .*{says}"):
+        ShardStore.of_model(tmp_path, folder.digest)

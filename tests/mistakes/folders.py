@@ -89,6 +89,11 @@ def in_its_weights() -> Iterator[Mistake]:
             command,
         )
     yield tensors(
+        "layer 1, mlp.down_proj: its inputs pass what float32 can hold on the calibration text",
+        lambda weights: weights[stem].mul_(1e25),
+        ("sensitivity",),
+    )
+    yield tensors(
         "is torch.int64, not floating point", lambda weights: weights.update({norm: torch.ones(48).long()}), EVALUATE
     )
     yield tensors("decoder 2 does not fit config.json", lambda weights: weights.update({norm: torch.ones(7)}), EVALUATE)
@@ -104,6 +109,14 @@ def in_its_texts() -> Iterator[Mistake]:
     yield Mistake("no tokenizer there, so the text", "tiny", removed("tiny/tokenizer.json"), PLAN)
     yield Mistake("its tokenizer cannot be loaded (", "tiny", written("tiny/tokenizer.json", "{}"), PLAN)
     yield Mistake("tokens and a window needs 256; give a longer text", "text.txt", written("text.txt", "Short."), PLAN)
+    yield Mistake("it has 0 tokens and a window needs 256", "text.txt", written("text.txt", ""), PLAN)
+    in_lines = replaced("run.toml", "text.txt", "text.jsonl")
+    for lines, says in [
+        ('{"text": "Good."}\nBad.\n', "line 2: not JSON (Expecting value"),
+        ('{"txt": "Bad."}\n', "line 1: text is missing"),
+        ("\n", "it has 0 tokens and a window needs 256"),
+    ]:
+        yield Mistake(says, "text.jsonl", both(in_lines, written("text.jsonl", lines)), PLAN)
     yield Mistake("it has 1 tokens; perplexity needs at least 2", "text.txt", written("text.txt", "a"), EVALUATE)
     yield Mistake("it has 0 tokens; perplexity needs at least 2", "text.txt", written("text.txt", ""), EVALUATE)
     yield from in_an_evaluation()

@@ -6,6 +6,7 @@ import pytest
 
 from hetero_infer.spec import Choice, InputError, Link, RunConfig, Workload
 from hetero_infer.spec.config import DEMO_MODEL
+from hetero_infer.spec.gptq import GptqOptions
 
 LEAST = """
 [model]
@@ -31,6 +32,7 @@ def test_the_least_that_must_be_said_is_enough(tmp_path: Path) -> None:
     assert config.choices == tuple(Choice(bits, 0 if bits == 16 else 64) for bits in (3, 4, 8, 16))
     assert config.embedding_choices == config.head_choices == (Choice(16),)
     assert config.plan == Path("out/plan.json")
+    assert config.gptq == GptqOptions(0.01, symmetric=False, act_order=False, search_scales=True, sequential=False)
     assert config.calibration == Path("my-model/calibration.txt") and config.indicator == "variance"
     assert (config.host, config.port) == ("127.0.0.1", 8000)
 
@@ -45,6 +47,9 @@ def test_what_is_said_is_taken(tmp_path: Path) -> None:
         text = "t.txt"
         choices = [{ bits = 16 }, { bits = 4, group_size = 128 }, { bits = 4 }]
         head = [{ bits = 16 }, { bits = 8 }]
+        [gptq]
+        damping = 0
+        act_order = true
         [paths]
         work = "there"
         plan = "p.json"
@@ -59,6 +64,7 @@ def test_what_is_said_is_taken(tmp_path: Path) -> None:
     assert config.default_link == Link(0, 5e8)
     assert config.profile == Path("p.csv") and config.text == Path("t.txt") and config.plan == Path("p.json")
     assert config.choices == (Choice(4, 64), Choice(4, 128), Choice(16))  # sorted
+    assert config.gptq == GptqOptions(damping=0, act_order=True)
     assert config.head_choices == (Choice(8, 64), Choice(16)) and config.embedding_choices == (Choice(16),)
     assert config.checkpoint == Path("there/checkpoint") and config.sensitivity == Path("there/sensitivity.json")
     assert (config.max_perplexity_increase, config.planner_time_limit_s, config.planner_gap) == (1.0, 5.0, 0.01)

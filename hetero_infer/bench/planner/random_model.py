@@ -13,6 +13,7 @@ from hetero_infer.checkpoint.model_folder import INDEX
 from hetero_infer.checkpoint.shards import Recipe, ShardStore
 from hetero_infer.models import layers_of
 from hetero_infer.spec import Choice, ModelSpec
+from hetero_infer.spec.gptq import PLAIN_GPTQ
 
 DIGEST = "random"
 
@@ -28,7 +29,7 @@ def write_random_model(
     folder.mkdir(parents=True)
     checkpoint.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(config))
-    shards = ShardStore(checkpoint, Recipe(DIGEST, "", 0.0, False))
+    shards = ShardStore(checkpoint, Recipe(DIGEST, "", PLAIN_GPTQ))
     file_of: dict[str, str] = {}
     for position, choice in enumerate(layer_choices):
         definition, file = layers_of(spec)[position], f"layer-{position:03}.safetensors"
