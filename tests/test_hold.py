@@ -17,7 +17,7 @@ from hetero_infer.checkpoint.text import CalibrationWindows
 from hetero_infer.cli import main
 from hetero_infer.hold import MOST_PLANS, until_held
 from hetero_infer.measure.perplexity import measure_perplexity
-from hetero_infer.spec import Choice, Fleet, InfeasibleError, Plan, RunConfig, SensitivityTable
+from hetero_infer.spec import Choice, Fleet, InfeasibleError, Plan, RunConfig, SensitivityTable, StagePlan
 from hetero_infer.spec.config import DEMO_MODEL
 from tests.test_cli import one_line_of_error, profile_by_hand
 
@@ -216,11 +216,11 @@ def test_text_that_layers_are_calibrated_on_is_refused(
 
 
 def fleet_of(plan: Plan, *losses: float | None) -> Fleet:
-    """A replica of the plan on each device, measured to lose so much."""
-    stages = [(replace(plan.stages[0], device=device.name),) for device in plan.devices]
+    """All layers of the plan on each device, measured to lose so much."""
+    stages = [(StagePlan(device.name, plan.layer_choices),) for device in plan.devices]
     qualities = [replace(plan.quality, measured=loss) for loss in losses]
     pairs = zip(stages, qualities, strict=True)
-    return Fleet(tuple(replace(plan, stages=stages, quality=quality) for stages, quality in pairs))
+    return Fleet(tuple(replace(plan, stages=one, estimate=None, quality=quality) for one, quality in pairs))
 
 
 def test_replicas_that_are_alike_are_measured_once(run: HeldRun, monkeypatch: pytest.MonkeyPatch) -> None:
