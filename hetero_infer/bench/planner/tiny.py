@@ -257,7 +257,7 @@ class _OnePair:
         size, link = self._sizes[phase], self._request.cluster.link
         is_prefill = phase is Phase.PREFILL
         tokens = size * (self._request.workload.prompt_tokens if is_prefill else 1)
-        header = -(-(12 + 12 * size + (64 * size + 4 * tokens if is_prefill else 0)) // 64) * 64
+        header = -(-(12 + 12 * size + (68 * size + 4 * tokens if is_prefill else 0)) // 64) * 64
         sends = [
             link(a, b).seconds(tokens * self._request.model.hidden_size * a.element_bytes + header)
             for a, b in itertools.pairwise(order)
