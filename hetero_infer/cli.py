@@ -358,11 +358,16 @@ def _replica(args: argparse.Namespace, fleet: Fleet) -> Plan:
 
 
 def _bench(args: argparse.Namespace) -> int:
-    from hetero_infer.bench import planner, runner
+    from hetero_infer.bench import runner
 
+    if args.of == "planner":
+        from hetero_infer.bench.planner import SECTIONS
+    else:
+        from hetero_infer.bench.quality import SECTIONS
+    output = args.output or Path(f"out/bench/{args.of}.json")
     shared = Path(os.environ.get("HETERO_INFER_SHARED", "../shared"))
     tables = sys.stderr if args.json else sys.stdout
-    content = runner.run(planner.SECTIONS, shared, args.output, args.only, tables)
+    content = runner.run(SECTIONS, shared, output, args.only, tables)
     if args.json:
         print(json.dumps(content, default=str))
     demands = [demand for section in content["sections"].values() for demand in section["demands"]]
@@ -436,10 +441,10 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--context", type=int, metavar="TOKENS", help="of a window (default: 512, or what the model has)")
     sub.add_argument("--stride", type=int, metavar="TOKENS", help="from window to window (default: the context)")
     sub.add_argument("--agreement", type=Path, metavar="FILE", help="and of greedy tokens: a text, or batch lines")
-    sub = verb("bench", _bench, "measure the planner beside what is published; prints tables and keeps them")
-    sub.add_argument("of", choices=["planner"], metavar="planner")
+    sub = verb("bench", _bench, "measure what the project claims; prints tables and keeps them")
+    sub.add_argument("of", choices=["planner", "quality"], help="the plans, or what quantised models lose")
     sub.add_argument("--only", type=lambda text: text.split(","), default=[], help="sections, like reality,clusters")
-    sub.add_argument("-o", "--output", type=Path, default=Path("out/bench/planner.json"), help="(default: %(default)s)")
+    sub.add_argument("-o", "--output", type=Path, help="(default: out/bench/ and its name, .json)")
     return parser
 
 

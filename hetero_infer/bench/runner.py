@@ -19,7 +19,7 @@ from hetero_infer.spec.errors import InputError
 from hetero_infer.spec.files import write_atomically
 
 Measure = Callable[[Path], Section]
-PACKAGES = ("pyomo", "highspy", "numpy", "scipy", "torch", "deepspeed", "transformers")
+PACKAGES = ("pyomo", "highspy", "numpy", "scipy", "torch", "deepspeed", "transformers", "auto-gptq")
 FORMAT = 1
 
 

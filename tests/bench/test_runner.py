@@ -3,10 +3,11 @@
 import io
 import json
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
-from hetero_infer.bench import planner
+from hetero_infer.bench import planner, quality
 from hetero_infer.bench.runner import run
 from hetero_infer.bench.section import Demand, Section
 from hetero_infer.cli import main
@@ -46,12 +47,16 @@ def test_unknown_sections_and_missing_data_are_refused(tmp_path: Path) -> None:
         run({"trees": good}, tmp_path / "none", tmp_path / "bench.json", [], io.StringIO())
 
 
+@pytest.mark.parametrize("bench", [planner, quality])
 def test_the_verb_fails_where_something_was_not_met(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    bench: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("HETERO_INFER_SHARED", str(tmp_path))
-    monkeypatch.setattr(planner, "SECTIONS", {"trees": good, "shrubs": bad})
-    verb = ["bench", "planner", "--json", "-o", str(tmp_path / "bench.json")]
+    monkeypatch.setattr(bench, "SECTIONS", {"trees": good, "shrubs": bad})
+    monkeypatch.chdir(tmp_path)
+    of = bench.__name__.rpartition(".")[2]
+    verb = ["bench", of, "--json"]
     assert main(verb) == 1
+    assert (tmp_path / "out" / "bench" / f"{of}.json").exists()
     assert list(json.loads(capsys.readouterr().out)["sections"]) == ["trees", "shrubs"]
     assert main([*verb, "--only", "trees"]) == 0
