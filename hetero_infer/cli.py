@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -361,13 +362,17 @@ def _bench(args: argparse.Namespace) -> int:
     from hetero_infer.bench import runner
 
     if args.of == "planner":
-        from hetero_infer.bench.planner import SECTIONS
+        if args.models:
+            raise InputError("bench planner: --model is for 'bench quality'; leave it out")
+        from hetero_infer.bench.planner import SECTIONS as sections
     else:
         from hetero_infer.bench.quality import SECTIONS
+
+        sections = {name: partial(measure, args.models) for name, measure in SECTIONS.items()}
     output = args.output or Path(f"out/bench/{args.of}.json")
     shared = Path(os.environ.get("HETERO_INFER_SHARED", "../shared"))
     tables = sys.stderr if args.json else sys.stdout
-    content = runner.run(SECTIONS, shared, output, args.only, tables)
+    content = runner.run(sections, shared, output, args.only, tables)
     if args.json:
         print(json.dumps(content, default=str))
     demands = [demand for section in content["sections"].values() for demand in section["demands"]]
@@ -444,6 +449,14 @@ def _parser() -> argparse.ArgumentParser:
     sub = verb("bench", _bench, "measure what the project claims; prints tables and keeps them")
     sub.add_argument("of", choices=["planner", "quality"], help="the plans, or what quantised models lose")
     sub.add_argument("--only", type=lambda text: text.split(","), default=[], help="sections, like reality,clusters")
+    sub.add_argument(
+        "--model",
+        dest="models",
+        type=Path,
+        action="append",
+        default=[],
+        help="quality: another trained model, with its texts",
+    )
     sub.add_argument("-o", "--output", type=Path, help="(default: out/bench/ and its name, .json)")
     return parser
 

@@ -12,13 +12,14 @@ from hetero_infer.bench.runner import run
 from hetero_infer.bench.section import Demand, Section
 from hetero_infer.cli import main
 from hetero_infer.spec import InputError
+from tests.models.stories260k import SHARED
 
 
-def good(_: Path) -> Section:
+def good(*_: object) -> Section:
     return Section("Trees", ("kind", "metres"), [("oak", "30")], [Demand("an oak is 30 m high", True)])
 
 
-def bad(_: Path) -> Section:
+def bad(*_: object) -> Section:
     return Section("Shrubs", ("kind", "metres"), [("ivy", "3")], [Demand("ivy is 40 m high", False)], ["a dry year"])
 
 
@@ -60,3 +61,15 @@ def test_the_verb_fails_where_something_was_not_met(
     assert (tmp_path / "out" / "bench" / f"{of}.json").exists()
     assert list(json.loads(capsys.readouterr().out)["sections"]) == ["trees", "shrubs"]
     assert main([*verb, "--only", "trees"]) == 0
+
+
+def test_a_model_without_its_texts_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if not SHARED.is_dir():
+        pytest.skip("needs the published data, HETERO_INFER_SHARED")
+    monkeypatch.setenv("HETERO_INFER_SHARED", str(SHARED))
+    assert main(["bench", "quality", "--model", str(tmp_path), "-o", str(tmp_path / "q.json")]) == 2
+    assert "it has no calibration.txt; launch/train_demo_model.py makes" in capsys.readouterr().err
+    assert main(["bench", "planner", "--model", str(tmp_path), "-o", str(tmp_path / "p.json")]) == 2
+    assert "--model is for 'bench quality'" in capsys.readouterr().err

@@ -1,8 +1,11 @@
 """`hetero-infer bench quality`: each file measures one claim about quality and gives a `Section`."""
 
-from hetero_infer.bench.quality import gptq
-from hetero_infer.bench.runner import Measure
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
-SECTIONS: dict[str, Measure] = {  # by name, in the order they run
+from hetero_infer.bench.quality import gptq
+from hetero_infer.bench.section import Section
+
+SECTIONS: dict[str, Callable[[Sequence[Path], Path], Section]] = {  # by name, in the order they run
     "gptq": gptq.measure,
 }

@@ -4,8 +4,7 @@ Rounding is there with the scales of the range, as the product rounds an embeddi
 are: only beside the second is a gain GPTQ's own.
 """
 
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,19 +32,19 @@ VARIANTS: Mapping[str, GptqOptions] = {
 MOST_AT_8_BITS = 0.001  # of the unquantised model's perplexity
 
 
-def measure(shared: Path) -> Section:
+def measure(folders: Sequence[Path], shared: Path) -> Section:
     rows, demands, facts = [], [], []
-    with tempfile.TemporaryDirectory() as work:
-        for trained in trained_models(shared, Path(work)):
+    with trained_models(folders, shared) as models:
+        for trained in models:
             exact = _perplexity(trained, single_process_model(trained.folder))
             increases = {  # of each choice, by variant
                 choice: {name: perplexity / exact - 1 for name, perplexity in found.items()}
-                for choice, found in _perplexities(trained, Path(work) / "checkpoint").items()
+                for choice, found in _perplexities(trained).items()
             }
             for choice, found in increases.items():
                 rows.append([trained.name, str(choice), *(f"{value:+.2%}" for value in found.values())])
                 facts.append({"model": trained.name, "choice": str(choice), "unquantised": exact, **found})
-            demands += _demands(trained.name, increases)
+            demands += _demands(trained, increases)
     return Section(
         title="GPTQ beside round-to-nearest: increase of held-out perplexity, all decoder layers at one choice",
         header=("model", "choice", NEAREST, SEARCHED, *VARIANTS),
@@ -55,7 +54,8 @@ def measure(shared: Path) -> Section:
     )
 
 
-def _perplexities(trained: TrainedModel, checkpoint: Path) -> dict[Choice, dict[str, float]]:
+def _perplexities(trained: TrainedModel) -> dict[Choice, dict[str, float]]:
+    checkpoint = trained.work / "checkpoint"
     found: dict[Choice, dict[str, float]] = {choice: {} for choice in CHOICES}
     for name, rounding in {NEAREST: round_to_nearest, SEARCHED: _round_searched}.items():
         for choice, rounded in _rounded(trained, rounding):
@@ -102,11 +102,14 @@ def _perplexity(trained: TrainedModel, model: LocalModel) -> float:
     return measure_perplexity(model, trained.folder, trained.heldout).perplexity
 
 
-def _demands(name: str, increases: Mapping[Choice, Mapping[str, float]]) -> Iterator[Demand]:
-    few = {choice: found for choice, found in increases.items() if choice.bits < 8}
+def _demands(trained: TrainedModel, increases: Mapping[Choice, Mapping[str, float]]) -> Iterator[Demand]:
+    """Of the choices whose groups fit: one that is wider than a matrix's inputs is another choice there."""
+    name, narrowest = trained.name, min(trained.folder.spec.hidden_size, trained.folder.spec.intermediate_size)
+    fitting = {choice: found for choice, found in increases.items() if choice.group_size <= narrowest}
+    few = {choice: found for choice, found in fitting.items() if choice.bits < 8}
     for rounding in (NEAREST, SEARCHED):
         better = sum(found[PLAIN] < found[rounding] for found in few.values())
         says = f"{name}: GPTQ is better than '{rounding}' at 3 and 4 bits, in {better} of {len(few)} choices"
         yield Demand(says, better == len(few))
-    most = max(found[PLAIN] for choice, found in increases.items() if choice.bits == 8)
+    most = max(found[PLAIN] for choice, found in fitting.items() if choice.bits == 8)
     yield Demand(f"{name}: 8 bits cost at most {MOST_AT_8_BITS:.1%}, {most:+.3%}", most <= MOST_AT_8_BITS)
