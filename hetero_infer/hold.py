@@ -1,4 +1,5 @@
-"""The bound is held: held-out text decides about a plan, and one that breaks the bound gives way to a tighter one.
+"""The bound is held: held-out text decides about a plan. One that breaks the bound gives way to a tighter one, one
+that uses little of it to a looser one that is faster.
 
 In: config, request, a text that nothing was calibrated on. Out: the plan file, with what was measured in it, and every
 quantised layer of the plan on this host. The plan file says how far a run that was killed had come: its Ω, and whether
@@ -16,7 +17,7 @@ from hetero_infer import prepare
 from hetero_infer.checkpoint.model_folder import ModelFolder
 from hetero_infer.checkpoint.shards import ShardStore
 from hetero_infer.measure.held_out import HeldOutText, loss_increase
-from hetero_infer.planner.tighten import next_limit
+from hetero_infer.planner.next_limit import next_limit, uses_enough
 from hetero_infer.spec import Fleet, InfeasibleError, InputError, Plan, QualityPlan, RunConfig
 from hetero_infer.spec.files import digest_of
 from hetero_infer.spec.prose import read_prose
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from hetero_infer.planner.requests import Proposal
 
 MOST_PLANS = 6
+LEAST_GAIN = 0.01  # in speed: quantising and measuring a looser plan takes its time
 
 
 def held_out_text(config: RunConfig) -> HeldOutText | None:
@@ -51,38 +53,71 @@ def held_plan(
     text: HeldOutText,
     tell: Callable[[Sequence["Proposal"]], None] = lambda proposals: None,
 ) -> Fleet:
-    """The plan of the config's plan file or a new one, then tighter ones, until one holds on the text."""
-    return until_held(
+    """The plan of the config's plan file or a new one, then others, until one holds on the text and is about as fast
+    as the bound lets it be."""
+    held = until_held(
         prepare.plan_for(config, request, config.plan, tell),
         lambda fleet: measured(fleet, config, text),
         lambda limit: prepare.new_plan(config, replace(request, omega_limit=limit), config.plan, tell),
         config.text,
     )
+    settled = _settled(held)
+    if settled != held:
+        settled.save(config.plan)
+    return settled
 
 
 def until_held(
     fleet: Fleet, measure: Callable[[Fleet], Fleet], plan_within: Callable[[float], Fleet], text: Path
 ) -> Fleet:
-    """`plan_within` makes a plan of a Σω of at most so much; each one's limit is below what the broken one used."""
+    """The fastest that holds, of `fleet` and at most `MOST_PLANS - 1` others. `plan_within` makes a plan of a Σω of at
+    most so much; that is always below what a broken plan used."""
+    held, ceiling = None, math.inf
     for number in itertools.count(1):
         fleet = measure(fleet)
         qualities = [_quality(plan) for plan in fleet.replicas]
         worst = max(qualities, key=lambda quality: quality.measured or 0.0)
-        broken = [quality for quality in qualities if quality.is_broken]
-        if not broken:
-            say(f"{_figures(worst, text)}: the bound holds")
-            return fleet
-        limit = next_limit(broken)
-        if limit == 0:
-            raise _no_plan_left("the bound is broken, and no limit on Σω is tighter than this plan's", worst, text)
-        if number == MOST_PLANS:
-            raise _no_plan_left(f"the bound is broken after {MOST_PLANS} plans; run it again to go on", worst, text)
-        say(f"{_figures(worst, text)}: the bound is broken; planning again with Σω ≤ {limit:.4g}")
+        if worst.is_broken:
+            outcome = "the bound is broken"
+            ceiling = min(ceiling, *(quality.predicted for quality in qualities if quality.is_broken))
+        else:
+            held, outcome = fleet, "the bound holds"
+        limit = next_limit(qualities, ceiling)
+        if held is None:
+            if limit == 0:
+                raise _no_plan_left(f"{outcome}, and no limit on Σω is tighter than this plan's", worst, text)
+            if number == MOST_PLANS:
+                raise _no_plan_left(f"{outcome} after {MOST_PLANS} plans; run it again to go on", worst, text)
+        elif number == MOST_PLANS or not _can_be_faster(held, limit):
+            say(f"{_figures(worst, text)}: {outcome}{'; the plan before it stays' * worst.is_broken}")
+            return held
+        say(f"{_figures(worst, text)}: {outcome}; planning again with Σω ≤ {limit:.4g}")
         try:
             fleet = plan_within(limit)
         except InfeasibleError as error:
-            why = f"the bound is broken, and no plan fits with Σω ≤ {limit:.4g}"
-            raise _no_plan_left(why, worst, text) from error
+            raise _no_plan_left(f"{outcome}, and no plan fits with Σω ≤ {limit:.4g}", worst, text) from error
+        if held and _tokens_per_s(fleet) < _tokens_per_s(held) * (1 + LEAST_GAIN):
+            say("that plan is no faster: the one that holds stays")
+            return held
+
+
+def _can_be_faster(held: Fleet, limit: float) -> bool:
+    """Whether a plan within the limit may be another than the one that holds, and was not looked for before."""
+    qualities = [_quality(plan) for plan in held.replicas]
+    return not (
+        uses_enough(qualities)
+        or any(quality.settled for quality in qualities)
+        or limit <= max(quality.limit for quality in qualities)
+    )
+
+
+def _settled(fleet: Fleet) -> Fleet:
+    replicas = (replace(plan, quality=replace(_quality(plan), settled=True)) for plan in fleet.replicas)
+    return replace(fleet, replicas=tuple(replicas))
+
+
+def _tokens_per_s(fleet: Fleet) -> float:
+    return sum(plan.estimate.tokens_per_s for plan in fleet.replicas if plan.estimate)
 
 
 def measured(fleet: Fleet, config: RunConfig, text: HeldOutText) -> Fleet:
@@ -98,7 +133,7 @@ def measured(fleet: Fleet, config: RunConfig, text: HeldOutText) -> Fleet:
             return plan
         if held_out not in losses:
             losses[held_out] = loss_increase(text, plan.layer_choices, shards, progress=True)
-        return replace(plan, quality=replace(quality, measured=losses[held_out], held_out=held_out))
+        return replace(plan, quality=replace(quality, measured=losses[held_out], held_out=held_out, settled=False))
 
     found = replace(fleet, replicas=tuple(map(with_loss, fleet.replicas)))
     if found != fleet:

@@ -88,10 +88,12 @@ class PlanEstimate:
 
 @dataclass(frozen=True)
 class QualityPlan:
-    """Σ ω of the plan's choices beside the limit Ω, both in `unit`: below `allowed` where the plan was tightened.
+    """Σ ω of the plan's choices beside the limit Ω, both in `unit`: below `allowed` where the plan was tightened,
+    above it where it was loosened.
 
     `measured` is the loss on held-out text, in nats per token more than the unquantised model's, and `held_out` a
-    digest of all that it depends on besides this plan's model and bits. None where nobody measured it.
+    digest of all that it depends on besides this plan's model and bits. None where nobody measured it. `settled` is
+    whether it was looked for a faster plan that holds, too.
     """
 
     max_perplexity_increase: float
@@ -100,6 +102,7 @@ class QualityPlan:
     unit: str
     measured: float | None = None
     held_out: str = ""
+    settled: bool = False
 
     @property
     def allowed(self) -> float:
@@ -307,7 +310,7 @@ def read_promises(content: Mapping[str, Any], num_stages: int, where: str) -> di
         estimate = _read_estimate(estimate, num_stages, f"{where}, estimate")
     if quality is not None:
         kinds = kinds_of(QualityPlan)
-        optional: dict[str, type] = {"measured": float, "held_out": kinds.pop("held_out")}
+        optional = {"measured": float, **{name: kinds.pop(name) for name in ("held_out", "settled")}}
         required = {name: kind for name, kind in kinds.items() if name not in optional}
         quality = QualityPlan(**read_fields(quality, required, f"{where}, quality", optional))
     return {"estimate": estimate, "quality": quality, "solver": read_solver(solver, f"{where}, solver")}
