@@ -78,26 +78,26 @@ def until_held(
         qualities = [_quality(plan) for plan in fleet.replicas]
         worst = max(qualities, key=lambda quality: quality.measured or 0.0)
         if worst.is_broken:
-            outcome = "the bound is broken"
+            say(f"{_figures(worst, text)}: the bound is broken")
             ceiling = min(ceiling, *(quality.predicted for quality in qualities if quality.is_broken))
         else:
-            held, outcome = fleet, "the bound holds"
+            say(f"{_figures(worst, text)}: the bound holds")
+            held = fleet
         limit = next_limit(qualities, ceiling)
-        if held is None:
-            if limit == 0:
-                raise _no_plan_left(f"{outcome}, and no limit on Σω is tighter than this plan's", worst, text)
-            if number == MOST_PLANS:
-                raise _no_plan_left(f"{outcome} after {MOST_PLANS} plans; run it again to go on", worst, text)
-        elif number == MOST_PLANS or not _can_be_faster(held, limit):
-            say(f"{_figures(worst, text)}: {outcome}{'; the plan before it stays' * worst.is_broken}")
-            return held
-        say(f"{_figures(worst, text)}: {outcome}; planning again with Σω ≤ {limit:.4g}")
+        if held:
+            if number == MOST_PLANS or not _can_be_faster(held, limit):
+                return held
+        elif limit == 0:
+            raise _no_plan_left("the bound is broken, and no limit on Σω is tighter than this plan's", worst, text)
+        elif number == MOST_PLANS:
+            raise _no_plan_left(f"the bound is broken after {MOST_PLANS} plans; run it again to go on", worst, text)
+        say(f"planning again with Σω ≤ {limit:.4g}")
         try:
             fleet = plan_within(limit)
         except InfeasibleError as error:
-            raise _no_plan_left(f"{outcome}, and no plan fits with Σω ≤ {limit:.4g}", worst, text) from error
+            raise _no_plan_left(f"the bound is broken, and no plan fits with Σω ≤ {limit:.4g}", worst, text) from error
         if held and _tokens_per_s(fleet) < _tokens_per_s(held) * (1 + LEAST_GAIN):
-            say("that plan is no faster: the one that holds stays")
+            say("that plan is no faster than the one that holds, which stays")
             return held
 
 

@@ -86,7 +86,7 @@ def tightened(tmp_path_factory: pytest.TempPathFactory) -> tuple[HeldRun, list[s
     run = HeldRun(tmp_path_factory.mktemp("tightened"), OMEGA / 50)
     with contextlib.redirect_stderr(io.StringIO()) as told, contextlib.redirect_stdout(io.StringIO()):
         assert run("plan", "--hold") == 0
-    return run, [line for line in told.getvalue().splitlines() if "perplexity on" in line]
+    return run, [line for line in told.getvalue().splitlines() if "perplexity on" in line or "planning again" in line]
 
 
 @pytest.fixture
@@ -99,8 +99,9 @@ def run(tightened: tuple[HeldRun, list[str]], tmp_path: Path, monkeypatch: pytes
 def test_a_table_that_is_far_too_optimistic_is_corrected_until_the_bound_holds(
     tightened: tuple[HeldRun, list[str]],
 ) -> None:
-    run, (*broken, last) = tightened
-    assert broken and all("the bound is broken; planning again with Σω ≤ " in line for line in broken)
+    run, (*lines, last) = tightened
+    broken = [line for line in lines if line.endswith("the bound is broken")]
+    assert broken and "planning again with Σω ≤ " in lines[lines.index(broken[0]) + 1]
     assert last.endswith("the bound holds")
     quality = run.plan.quality
     assert quality.predicted <= quality.limit < quality.allowed / 10, "Ω was tightened"
@@ -123,7 +124,7 @@ def test_a_plan_that_uses_little_of_the_bound_gives_way_to_a_faster_one(
     assert first.quality.predicted > 0.9 * first.quality.allowed * OMEGA / 0.005, "one layer of 0.012 nats, not two"
     assert run("plan", "--hold") == 0
     told = capsys.readouterr().err
-    assert "the bound holds; planning again with Σω ≤ " in told and told.endswith("the bound holds\n")
+    assert "the bound holds\nhetero-infer: planning again with Σω ≤ " in told and told.endswith("the bound holds\n")
     plan = run.plan
     assert plan.decoder_choices.count(THREE) > first.decoder_choices.count(THREE)
     assert plan.estimate.tokens_per_s > first.estimate.tokens_per_s
@@ -141,7 +142,7 @@ def test_a_looser_plan_that_breaks_the_bound_is_forgotten(
     assert run("plan", "--hold") == 0
     assert run.plan.decision_digest == first.decision_digest and run.plan.quality.measured == 0.001
     told = capsys.readouterr().err
-    assert "the bound is broken" in told and "stays" in told.splitlines()[-1]
+    assert "the bound is broken" in told
     monkeypatch.setattr(prepare, "new_plan", lambda *_: pytest.fail("looked for a faster plan once more"))
     assert run("plan", "--hold") == 0, "a launch does not begin the search again"
 
@@ -155,7 +156,7 @@ def test_a_looser_plan_that_is_no_faster_is_not_even_quantised(
     losses = iter([0.001])
     monkeypatch.setattr(hold, "loss_increase", lambda *_, **__: next(losses))
     assert run("plan", "--hold") == 0
-    assert "that plan is no faster: the one that holds stays" in capsys.readouterr().err
+    assert "that plan is no faster than the one that holds, which stays" in capsys.readouterr().err
     assert run.plan.quality.measured == 0.001 and run.plan.quality.settled
 
 
